@@ -1,0 +1,72 @@
+"""One command's conversation with the manager: connect, ask, and leave with the error's status."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import trio
+from attrs import frozen
+
+from ldmd.client import ControlClient, connect
+from ldmd.control import operator_error
+from ldmd.errors import LdmdError
+
+T = TypeVar("T")
+SOCKET_DEFAULT: Final = "/run/ldmd/control.sock"
+SOCKET_VARIABLE: Final = "LDM_SOCKET"
+INTERRUPTED_STATUS: Final = 130
+
+
+class Failure(click.ClickException):
+    """An LdmdError on its way out: ``ldm: sentence`` and the remedy on stderr."""
+
+    def __init__(self, error: LdmdError) -> None:
+        super().__init__(error.sentence)
+        self.error = error
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return self.error.exit_status
+
+    def show(self, file: Any = None) -> None:
+        for line in self.error.sentence.splitlines() or [self.error.code]:
+            click.echo(f"ldm: {line}", err=True)
+        if self.error.remedy:
+            click.echo(f"     {self.error.remedy}", err=True)
+
+
+@frozen
+class Manager:
+    """Where the manager is that the command talks to."""
+
+    socket: Path
+
+    def ask(self, question: Callable[[ControlClient], Awaitable[T]]) -> T:
+        """Run ``question`` with a client. Raises Failure."""
+
+        async def conversation() -> T:
+            async with connect(self.socket) as client:
+                return await question(client)
+
+        return run(conversation)
+
+
+pass_manager = click.make_pass_decorator(Manager)
+
+
+def run(conversation: Callable[[], Awaitable[T]]) -> T:
+    """``trio.run`` with errors for people. Raises Failure; click's Exit after Ctrl-C."""
+    try:
+        return trio.run(conversation)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(INTERRUPTED_STATUS) from None
+    except (LdmdError, BaseExceptionGroup) as error:
+        if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
+            raise click.exceptions.Exit(INTERRUPTED_STATUS) from None
+        known = operator_error(error)
+        if known is None:
+            raise
+        raise Failure(known) from error

@@ -1,0 +1,296 @@
+"""A domain's definition: what it is made of, in names from lists, never a path or an argument.
+
+The same values travel as TOML (``ldm add-domain -i``), as JSON on the control socket, as a msgpack map in CHECK and as
+JSON in the journal; ``to_document`` and ``from_document`` are the one way in and out. A definition may come from a peer:
+every string is checked against a pattern, every number against a bound, and an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import uuid as uuidlib
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import cattrs
+from attrs import field, frozen
+from cattrs.gen import make_dict_structure_fn, override
+
+from ldmd.errors import DefinitionError
+from protocol import limits
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+VARIABLE_NAME = re.compile(r"[a-z][a-z0-9?#-]{0,30}")
+VARIABLE_VALUE = re.compile(r"[\x20-\x7e]{0,512}")
+SIZE = re.compile(r"([0-9]{1,12})\s*(|KiB|MiB|GiB|TiB|K|M|G|T)")
+_UNITS = {
+    "": 1,
+    "K": 2**10,
+    "KiB": 2**10,
+    "M": 2**20,
+    "MiB": 2**20,
+    "G": 2**30,
+    "GiB": 2**30,
+    "T": 2**40,
+    "TiB": 2**40,
+}
+
+MEMORY_BYTES_MIN = limits.MIB
+PAGE_BYTES = 4096
+VCPUS_MAX = 1024
+DEVICES_MAX = 64
+VARIABLES_MAX = 32
+
+
+def parse_size(value: object) -> int:
+    """``"512MiB"``, ``"2G"`` or a number of bytes -> bytes. Raises ValueError with what is allowed."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (match := SIZE.fullmatch(value)):
+        return int(match[1]) * _UNITS[match[2]]
+    raise ValueError(f"{value!r} is not a size: write a number of bytes, or like 512MiB or 2GiB")
+
+
+def format_size(size_bytes: int) -> str:
+    """Bytes -> the largest unit that divides them: 536870912 -> ``512MiB``."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size_bytes and size_bytes % _UNITS[unit] == 0:
+            return f"{size_bytes // _UNITS[unit]}{unit}"
+    return str(size_bytes)
+
+
+def _key(attribute: attrs.Attribute[Any]) -> str:
+    return attribute.name.replace("_", "-")
+
+
+def _matches(pattern: re.Pattern[str], what: str) -> Any:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ValueError(f"{_key(attribute)}: {value!r} is not {what}")
+
+    return check
+
+
+def _between(low: int, high: int) -> Any:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(
+                f"{_key(attribute)}: {value!r} is not a whole number from {low} to {high}"
+            )
+
+    return check
+
+
+_name = _matches(NAME, "a name (a letter, then up to 62 letters, digits, '.', '_' or '-')")
+
+
+def valid_name(value: str) -> bool:
+    return bool(NAME.fullmatch(value))
+
+
+@frozen(kw_only=True)
+class VirtualDisk:
+    """``volume@service``: a volume that a virtual disk service of the host offers."""
+
+    name: str = field(validator=_name)
+    volume: str = field(validator=_name)
+    service: str = field(validator=_name)
+    read_only: bool = field(default=False, validator=attrs.validators.instance_of(bool))
+
+
+@frozen(kw_only=True)
+class VirtualNetwork:
+    """A network device on one of the host's virtual switches."""
+
+    name: str = field(validator=_name)
+    switch: str = field(validator=_name)
+    mac: str = field(validator=_matches(MAC, "a MAC address like 52:54:00:12:34:56, in lower case"))
+
+
+@frozen(kw_only=True)
+class DomainDefinition:
+    """``machine`` is a machine type of the hypervisor; ``firmware`` a name from the hypervisor's list."""
+
+    name: str = field(validator=_name)
+    uuid: str = field()
+    hypervisor: str = field(validator=_name)
+    machine: str = field(validator=_name)
+    firmware: str = field(default="default", validator=_name)
+    vcpus: int = field(default=1, validator=_between(1, VCPUS_MAX))
+    memory_bytes: int = field(validator=_between(MEMORY_BYTES_MIN, limits.RAM_BYTES_MAX))
+    cpu: str = field(default="generic", validator=_name)
+    vdisks: tuple[VirtualDisk, ...] = field(
+        default=(), validator=attrs.validators.max_len(DEVICES_MAX)
+    )
+    vnets: tuple[VirtualNetwork, ...] = field(
+        default=(), validator=attrs.validators.max_len(DEVICES_MAX)
+    )
+    variables: tuple[tuple[str, str], ...] = field(
+        default=(), validator=attrs.validators.max_len(VARIABLES_MAX)
+    )
+
+    @uuid.validator
+    def _check_uuid(self, _attribute: attrs.Attribute[str], value: str) -> None:
+        try:
+            canonical = str(uuidlib.UUID(value))
+        except (ValueError, AttributeError, TypeError):
+            canonical = None
+        if canonical != value:
+            raise ValueError(f"uuid: {value!r} is not a UUID in lower case")
+
+    @memory_bytes.validator
+    def _check_memory(self, _attribute: attrs.Attribute[int], value: int) -> None:
+        if value % limits.MIB:
+            raise ValueError(f"memory: {value} bytes is not a whole number of MiB")
+
+    @variables.validator
+    def _check_variables(self, _attribute: object, value: tuple[tuple[str, str], ...]) -> None:
+        for name, text in value:
+            if not VARIABLE_NAME.fullmatch(name):
+                raise ValueError(f"variables: {name!r} is not the name of a variable")
+            if not VARIABLE_VALUE.fullmatch(text):
+                raise ValueError(
+                    f"variables: the value of {name} must be up to 512 printable ASCII characters"
+                )
+
+    def __attrs_post_init__(self) -> None:
+        for kind, names in (
+            ("vdisk", [d.name for d in self.vdisks]),
+            ("vnet", [n.name for n in self.vnets]),
+            ("MAC address", [n.mac for n in self.vnets]),
+            ("volume", [f"{d.volume}@{d.service}" for d in self.vdisks]),
+        ):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{kind} {twice[0]} is there twice")
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def _strict(kind: type) -> Any:
+    def structure(value: object, _type: object) -> object:
+        if type(value) is not kind:
+            raise ValueError(
+                f"{value!r} is not {'a ' + {str: 'text', int: 'whole number', bool: 'boolean'}[kind]}"
+            )
+        return value
+
+    return structure
+
+
+for _kind in (str, int, bool):
+    _converter.register_structure_hook(_kind, _strict(_kind))
+
+
+def _variables_in(value: object, _type: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"variables: {value!r} is not a table of names and texts")
+    return tuple(sorted((_strict(str)(k, str), _strict(str)(v, str)) for k, v in value.items()))
+
+
+_converter.register_structure_hook_func(lambda t: t == tuple[tuple[str, str], ...], _variables_in)
+
+
+def _checked(attribute: attrs.Attribute[Any]) -> Any:
+    """Structure one field and check its rule at once, so that a fault hides none of another field."""
+
+    def structure(value: object, _type: object) -> object:
+        made = _converter.structure(value, attribute.type)  # type: ignore[arg-type]
+        if attribute.validator is not None:
+            attribute.validator(None, attribute, made)
+        return made
+
+    return structure
+
+
+for _cls in (VirtualDisk, VirtualNetwork, DomainDefinition):
+    _renames = {
+        a.name: override(rename=_key(a), struct_hook=_checked(a))
+        for a in attrs.fields(attrs.resolve_types(_cls))
+    }
+    _converter.register_structure_hook(
+        _cls,
+        make_dict_structure_fn(
+            _cls,
+            _converter,
+            _cattrs_forbid_extra_keys=True,
+            **_renames,  # type: ignore[arg-type]
+        ),
+    )
+
+
+def _sentences(error: BaseException) -> list[str]:
+    """One for each fault; attrs' own words where a value broke a rule."""
+
+    def format_exception(fault: BaseException, kind: type | None) -> str:
+        if isinstance(fault, ValueError) and not isinstance(fault, cattrs.BaseValidationError):
+            return str(fault)
+        return str(cattrs.v.format_exception(fault, kind)).replace("extra fields", "unknown key")
+
+    return [
+        _place(sentence)
+        for sentence in cattrs.transform_error(
+            error, path="definition", format_exception=format_exception
+        )
+    ]
+
+
+def _place(sentence: str) -> str:
+    """cattrs' ``WHAT @ definition.PATH`` -> ``WHAT in PATH``, with keys as they are written."""
+    what, _, path = sentence.partition(" @ definition")
+    path = path.removeprefix(".").replace("_", "-")
+    parent, _, key = path.rpartition(".")
+    if what.startswith(f"{key}: "):
+        path = parent
+    return f"{what} in {path}" if path else what
+
+
+def from_document(document: Mapping[str, object]) -> DomainDefinition:
+    """A map as ``to_document`` gives it -> the definition. Raises DefinitionError naming every fault."""
+    try:
+        return _converter.structure(dict(document), DomainDefinition)
+    except Exception as error:
+        raise DefinitionError(
+            "the definition is not valid: " + "; ".join(_sentences(error))
+        ) from error
+
+
+def to_document(definition: DomainDefinition) -> dict[str, Any]:
+    """The definition -> a map of plain values, stable across versions; keys as in TOML."""
+
+    def plain(value: Any) -> Any:
+        if attrs.has(type(value)):
+            return {
+                a.name.replace("_", "-"): plain(getattr(value, a.name))
+                for a in attrs.fields(type(value))
+            }
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        return value
+
+    document: dict[str, Any] = plain(definition)
+    document["variables"] = dict(definition.variables)
+    return document
+
+
+def from_toml(text: str) -> DomainDefinition:
+    """What an operator writes: ``memory = "512MiB"``, a uuid only if it must be that one. Raises DefinitionError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DefinitionError(f"the definition is not TOML: {error}") from error
+    document.setdefault("uuid", str(uuidlib.uuid4()))
+    if "memory" in document:
+        if "memory-bytes" in document:
+            raise DefinitionError(
+                "the definition is not valid: it has both memory and memory-bytes"
+            )
+        try:
+            document["memory-bytes"] = parse_size(document.pop("memory"))
+        except ValueError as error:
+            raise DefinitionError(f"the definition is not valid: memory: {error}") from error
+    return from_document(document)

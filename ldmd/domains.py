@@ -1,0 +1,422 @@
+"""The domains of this host: definition, state (inactive, bound, active), and who may touch them.
+
+A domain is held by at most one migration (``Domain.migration``); while it is, every verb of an operator that changes it
+is refused. The same goes for two verbs at once: ``Domain.lock``. State changes go to the journal before they are done
+when that is the safe order (a process that starts is recorded first and looked for after a crash), and after where the
+other way round nothing could be lost (a stopped domain is recorded as stopped when it is).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from ldmd import console_log
+from ldmd.definition import DomainDefinition
+from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown, WrongState
+from ldmd.hypervisor.driver import DomainProcess, Hypervisor, RunStatus
+from ldmd.inventory import Inventory
+from ldmd.journal.records import DomainEntry, DomainState
+from ldmd.journal.store import Journal
+from protocol.phases import RunState
+
+log = logging.getLogger("ldmd.domains")
+
+
+@define(eq=False, kw_only=True)
+class Domain:
+    definition: DomainDefinition
+    state: DomainState
+    migration: str | None = None
+    settling: bool = False
+    """The migration that holds it has decided for this host: what is left is to hear that the source knows."""
+    process: DomainProcess | None = None
+    lock: trio.Lock = field(factory=trio.Lock)
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    async def run_state(self) -> RunState:
+        """What a migration must bring it back to. Raises OutcomeUnknown; WrongState when its process has ended."""
+        if self.state is DomainState.INACTIVE:
+            return RunState.INACTIVE
+        if self.state is DomainState.BOUND:
+            return RunState.BOUND
+        status = RunStatus.GONE if self.process is None else await self.process.status()
+        if status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
+            return RunState(status.value)
+        raise WrongState(
+            f"the process of {self.name} is {status}",
+            remedy=f"`ldm stop-domain {self.name}` makes it bound again",
+        )
+
+
+@define(eq=False)
+class Domains:
+    journal: Journal
+    inventory: Inventory
+    hypervisors: Mapping[str, Hypervisor]
+    run_directory: Path
+    """Has one folder a domain, named by uuid, mode 0700."""
+    _by_uuid: dict[str, Domain] = field(factory=dict, init=False)
+
+    def __iter__(self) -> Iterator[Domain]:
+        return iter(sorted(self._by_uuid.values(), key=lambda d: d.name))
+
+    async def load(self) -> None:
+        """At start: read the journal and adopt every process that lives. Raises JournalError."""
+        for entry in await self.journal.load_domains():
+            domain = Domain(
+                definition=entry.definition, state=entry.state, migration=entry.migration
+            )
+            self._by_uuid[entry.definition.uuid] = domain
+            if entry.state is not DomainState.INACTIVE:
+                self.inventory.hold(entry.definition.uuid, entry.definition)
+            if entry.state is DomainState.ACTIVE:
+                known = await self._adopt(domain)
+                if known and domain.process is None and domain.migration is None:
+                    log.warning(
+                        "domain %s ended while no manager ran: it is bound now", domain.name
+                    )
+                    await self._now_bound(domain)
+
+    async def _adopt(self, domain: Domain) -> bool:
+        """Find its process; False when it is not known whether one lives."""
+        try:
+            await self.readopt(domain)
+        except (OutcomeUnknown, HypervisorError) as error:
+            # not knowing is not the same as ended: it stays active, verbs say so, and reap looks again
+            log.error("domain %s does not answer: %s", domain.name, error)
+            return False
+        return True
+
+    async def readopt(self, domain: Domain) -> DomainProcess | None:
+        """The process, looking again for one that did not answer at start. Raises OutcomeUnknown."""
+        directory = self.directory_of(domain.definition.uuid)
+        if domain.process is None and domain.state is DomainState.ACTIVE and directory.exists():
+            hypervisor = self.hypervisors.get(domain.definition.hypervisor)
+            if hypervisor is None:
+                raise OutcomeUnknown(f"the hypervisor of {domain.name} is not enabled")
+            domain.process = await hypervisor.adopt(domain.definition, directory)
+        return domain.process
+
+    def directory_of(self, uuid: str) -> Path:
+        return self.run_directory / uuid
+
+    # ---- finding ---------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> Domain:
+        """By name or uuid. Raises NotFound."""
+        for domain in self._by_uuid.values():
+            if name in (domain.definition.name, domain.definition.uuid):
+                return domain
+        raise NotFound(
+            f"there is no domain {name} on this host",
+            remedy="`ldm list-domain` shows those there are",
+        )
+
+    def find(self, uuid: str) -> Domain | None:
+        return self._by_uuid.get(uuid)
+
+    @asynccontextmanager
+    async def operation(self, name: str, *, while_settling: bool = False) -> AsyncIterator[Domain]:
+        """The domain, held for one verb of an operator. Raises NotFound, Busy.
+
+        ``while_settling``: also where a migration that decided for this host holds it. Starting it afresh or moving it on
+        must wait until the source knows; stopping it need not.
+        """
+        domain = self.get(name)
+        async with domain.lock:
+            if not (while_settling and domain.settling):
+                require_free(domain)
+            yield domain
+
+    # ---- verbs -----------------------------------------------------------------------------------------
+
+    async def add(self, definition: DomainDefinition) -> Domain:
+        """Raises Busy when the name, the uuid or a MAC address is taken."""
+        view = await self.inventory.view(self)
+        for taken, what in (
+            (definition.name in view.names, f"there is already a domain {definition.name}"),
+            (
+                definition.uuid in view.uuids,
+                f"there is already a domain with the uuid {definition.uuid}",
+            ),
+            *(
+                (net.mac in view.macs, f"{view.macs.get(net.mac)} has the MAC address {net.mac}")
+                for net in definition.vnets
+            ),
+            (
+                view.domains_free <= 0,
+                "this host has as many domains as [resources] domains-max allows",
+            ),
+        ):
+            if taken:
+                raise Busy(what, remedy="choose another, or remove the one that has it")
+        domain = Domain(definition=definition, state=DomainState.INACTIVE)
+        self._by_uuid[definition.uuid] = domain
+        try:
+            await self.journal.add_domain(
+                DomainEntry(definition=definition, state=DomainState.INACTIVE, migration=None)
+            )
+        except BaseException:
+            del self._by_uuid[definition.uuid]
+            raise
+        return domain
+
+    async def remove(self, domain: Domain) -> None:
+        require_state(domain, DomainState.INACTIVE, "remove")
+        await self.journal.remove_domain(domain.definition.uuid)
+        self._by_uuid.pop(domain.definition.uuid, None)
+
+    async def bind(self, domain: Domain) -> None:
+        require_state(domain, DomainState.INACTIVE, "bind")
+        self.inventory.resolve(domain.definition)
+        capabilities = await self.inventory.capabilities(domain.definition.hypervisor)
+        for name, known, what in (
+            (domain.definition.machine, capabilities.machines, "machine type"),
+            (domain.definition.firmware, capabilities.firmwares, "firmware"),
+        ):
+            if name not in known:
+                raise WrongState(
+                    f"the hypervisor {capabilities.kind} here has no {what} {name}",
+                    remedy=f"it has {', '.join(sorted(known)[:12])}",
+                )
+        self._require_volumes_free(domain)
+        self.inventory.require_room(domain.definition)
+        self.inventory.hold(domain.definition.uuid, domain.definition)
+        try:
+            await self._set_state(domain, DomainState.BOUND)
+        except BaseException:
+            self.inventory.release(domain.definition.uuid)
+            raise
+
+    def _require_volumes_free(self, domain: Domain) -> None:
+        mine = {(d.service, d.volume) for d in domain.definition.vdisks if not d.read_only}
+        for other in self._by_uuid.values():
+            if other is domain or other.state is DomainState.INACTIVE:
+                continue
+            for disk in other.definition.vdisks:
+                if not disk.read_only and (disk.service, disk.volume) in mine:
+                    raise Busy(
+                        f"the volume {disk.volume}@{disk.service} is in use by {other.name}",
+                        remedy=f"unbind {other.name} first",
+                    )
+
+    async def unbind(self, domain: Domain) -> None:
+        require_state(domain, DomainState.BOUND, "unbind")
+        await self._set_state(domain, DomainState.INACTIVE)
+        self.inventory.release(domain.definition.uuid)
+
+    async def start(self, domain: Domain) -> None:
+        """Raises HypervisorError; the domain is bound again then."""
+        require_state(domain, DomainState.BOUND, "start")
+        definition = domain.definition
+        attachments = self.inventory.resolve(definition)
+        hypervisor = self.inventory.hypervisor(definition.hypervisor)
+        try:
+            directory = self.make_directory(definition.uuid)
+        except OSError as error:
+            raise HypervisorError(
+                f"the run directory of {domain.name} cannot be made: {error}",
+                remedy="look at the space and the permissions of [host] run-directory",
+            ) from error
+        # first: a manager that dies now will look for it
+        await self._set_state(domain, DomainState.ACTIVE)
+        try:
+            domain.process = await hypervisor.create(definition, directory, attachments)
+            await domain.process.resume()
+        except HypervisorError:
+            await self.end_process(domain)
+            await self._now_bound(domain)
+            raise
+
+    async def stop(self, domain: Domain) -> None:
+        """End it, as pulling the plug does. Raises OutcomeUnknown."""
+        require_state(domain, DomainState.ACTIVE, "stop")
+        await self.end_process(domain)
+        await self._now_bound(domain)
+
+    async def suspend(self, domain: Domain) -> None:
+        require_state(domain, DomainState.ACTIVE, "suspend")
+        await (await self._living(domain)).suspend()
+
+    async def resume(self, domain: Domain) -> None:
+        require_state(domain, DomainState.ACTIVE, "resume")
+        await (await self._living(domain)).resume()
+
+    async def _living(self, domain: Domain) -> DomainProcess:
+        process = await self.readopt(domain)
+        if process is None:
+            raise WrongState(
+                f"the process of {domain.name} has ended", remedy=f"`ldm stop-domain {domain.name}`"
+            )
+        return process
+
+    # ---- what migrations do ------------------------------------------------------------------------------
+
+    def take(self, domain: Domain, migration: str) -> None:
+        """Let ``migration`` hold the domain. Raises Busy."""
+        require_free(domain)
+        if domain.lock.locked():
+            raise Busy(
+                f"another operation on {domain.name} is under way",
+                remedy="try again when it has ended",
+            )
+        domain.migration = migration
+
+    def let_go(self, uuid: str, migration: str) -> None:
+        domain = self._by_uuid.get(uuid)
+        if domain is not None and domain.migration == migration:
+            domain.migration = None
+            domain.settling = False
+
+    def expect(self, entry: DomainEntry) -> Domain:
+        """A receiving domain, after its PREPARED record."""
+        domain = Domain(definition=entry.definition, state=entry.state, migration=entry.migration)
+        self._by_uuid[entry.definition.uuid] = domain
+        if entry.state is not DomainState.INACTIVE:
+            self.inventory.hold(entry.definition.uuid, entry.definition)
+        return domain
+
+    async def destroy(self, domain: Domain) -> None:
+        """Process, run directory, definition: all gone. Idempotent. Raises OutcomeUnknown, JournalError."""
+        await self.end_process(domain)
+        await self.journal.remove_domain(domain.definition.uuid)
+        self.inventory.release(domain.definition.uuid)
+        if self._by_uuid.get(domain.definition.uuid) is domain:
+            del self._by_uuid[domain.definition.uuid]
+
+    async def end(self, domain: Domain) -> None:
+        """The process alone: the domain is bound then. Idempotent."""
+        if domain.state is DomainState.ACTIVE:
+            await self.end_process(domain)
+            await self._now_bound(domain)
+
+    # ---- processes ---------------------------------------------------------------------------------------
+
+    def make_directory(self, uuid: str) -> Path:
+        directory = self.directory_of(uuid)
+        if (
+            directory.exists()
+        ):  # of an earlier process, which is gone: its console and logs go with it
+            shutil.rmtree(directory)
+        directory.mkdir(mode=0o700, parents=True)
+        return directory
+
+    async def end_process(self, domain: Domain) -> None:
+        """Raises OutcomeUnknown when it cannot be seen to be gone."""
+        if domain.state is not DomainState.ACTIVE:
+            return
+        process = await self.readopt(domain)
+        if process is not None:
+            await process.destroy()
+            await process.aclose()
+            domain.process = None
+        shutil.rmtree(self.directory_of(domain.definition.uuid), ignore_errors=True)
+
+    async def _now_bound(self, domain: Domain) -> None:
+        await self._set_state(domain, DomainState.BOUND)
+        if domain.process is not None:
+            await domain.process.aclose()
+            domain.process = None
+
+    async def _set_state(self, domain: Domain, state: DomainState) -> None:
+        await self.journal.set_state(domain.definition.uuid, state)
+        domain.state = state
+
+    async def reap(self) -> None:
+        """Domains whose process has ended by itself are bound now. Raises JournalError; nothing is lost then."""
+        for domain in list(self):
+            if domain.state is not DomainState.ACTIVE or not _reapable(domain):
+                continue
+            with suppress(OutcomeUnknown, HypervisorError):
+                process = domain.process
+                if process is not None:
+                    if await process.status() is RunStatus.GONE:
+                        await self._reap(domain, process)
+                elif domain.migration is None:
+                    await self._find_again(domain)
+
+    async def _find_again(self, domain: Domain) -> None:
+        """One that did not answer at start."""
+        async with domain.lock:
+            if await self.readopt(domain) is None:
+                log.warning("domain %s has ended: it is bound now", domain.name)
+                await self._now_bound(domain)
+            else:
+                log.warning("domain %s answers again", domain.name)
+
+    async def _reap(self, domain: Domain, gone: DomainProcess) -> None:
+        # not locked while it was asked: one that does not answer would make verbs and migrations wait
+        if not _reapable(domain):
+            return
+        async with domain.lock:
+            if domain.process is not gone or domain.state is not DomainState.ACTIVE:
+                return  # a verb was faster
+            log.warning("domain %s has ended: it is bound now", domain.name)
+            await self._now_bound(domain)
+            shutil.rmtree(self.directory_of(domain.definition.uuid), ignore_errors=True)
+
+    def trim_consoles(self) -> None:
+        for domain in self._by_uuid.values():
+            if domain.process is not None:
+                with suppress(OSError):  # the file may be gone, and the next look comes soon
+                    console_log.trim(domain.process.console_path)
+
+    async def aclose(self) -> None:
+        """Let go of every process; the domains go on."""
+        for domain in self._by_uuid.values():
+            if domain.process is not None:
+                await domain.process.aclose()
+
+
+def _reapable(domain: Domain) -> bool:
+    held = domain.migration is not None and not domain.settling
+    return not held and not domain.lock.locked()
+
+
+def require_free(domain: Domain) -> None:
+    if domain.migration is not None:
+        raise Busy(
+            f"{domain.name} is held by the migration {domain.migration}",
+            remedy=f"`ldm list-domain -o status {domain.name}` shows how far it is,"
+            f" `ldm cancel-operation migration {domain.name}` asks it to stop",
+        )
+
+
+def require_state(domain: Domain, state: DomainState, verb: str) -> None:
+    """Raises WrongState, with the first verb on the way to ``state``."""
+    if domain.state is not state:
+        raise WrongState(
+            f"{domain.name} is {domain.state}; only {'an' if state[0] in 'ai' else 'a'} {state} domain can be"
+            f" {PARTICIPLES[verb]}",
+            remedy=f"`ldm {FIRST_STEPS[domain.state, state]}-domain {domain.name}` first",
+        )
+
+
+FIRST_STEPS = {
+    (DomainState.INACTIVE, DomainState.BOUND): "bind",
+    (DomainState.INACTIVE, DomainState.ACTIVE): "bind",
+    (DomainState.BOUND, DomainState.INACTIVE): "unbind",
+    (DomainState.BOUND, DomainState.ACTIVE): "start",
+    (DomainState.ACTIVE, DomainState.INACTIVE): "stop",
+    (DomainState.ACTIVE, DomainState.BOUND): "stop",
+}
+
+PARTICIPLES = {
+    "remove": "removed",
+    "bind": "bound",
+    "unbind": "unbound",
+    "start": "started",
+    "stop": "stopped",
+    "suspend": "suspended",
+    "resume": "resumed",
+}

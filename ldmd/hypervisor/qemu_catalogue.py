@@ -1,0 +1,135 @@
+"""What a QEMU binary of this host has, asked of the binary itself; and whether KVM really works here.
+
+``/dev/kvm`` is there on machines where no domain starts with it, so a domain is started: the oracle firmware has to
+get as far as its first line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from ldmd.errors import HypervisorError
+from ldmd.hypervisor.qemu_command import (
+    ORACLE_FIRMWARE,
+    SANDBOX,
+    X86,
+    Catalogue,
+    find_family,
+)
+from ldmd.hypervisor.qmp_codec import (
+    ErrorReply,
+    QmpCodec,
+    QmpFault,
+    Reply,
+    encode_command,
+    parse_version,
+)
+
+ASK_SECONDS: Final = 30.0
+"""For a program that loads 100 MB of libraries from a cold disk."""
+KVM_SECONDS: Final = 5.0
+"""For the first line of the oracle; seen: 0.2 s."""
+KVM_DEVICE: Final = Path("/dev/kvm")
+
+_BARE: Final = ("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none")
+_ORACLE_STATUS: Final = 3
+"""Of a process with isa-debug-exit when a 1 was written there."""
+
+_QUESTIONS: Final = ("query-version", "query-machines", "query-cpu-definitions")
+
+
+async def ask_program(program: str, accelerator: str) -> Catalogue | None:
+    """The program's catalogue; None when it is not installed. ``accelerator``: auto, kvm or tcg.
+
+    Raises HypervisorError when it is installed and cannot be asked.
+    """
+    if shutil.which(program) is None:
+        return None
+    answers = await _ask(program)
+    machines = answers["query-machines"]
+    offered = [m for m in machines if find_family(m["name"]) and m.get("default-ram-id")]
+    names = frozenset(m["name"] for m in offered)
+    aliases = {m["alias"]: m["name"] for m in offered if m.get("alias")}
+    return Catalogue(
+        program=program,
+        version=parse_version(answers["query-version"]),
+        machines=names | frozenset(aliases),
+        aliases=aliases,
+        cpus=frozenset(c["name"] for c in answers.get("query-cpu-definitions") or ()),
+        accelerator=await _choose_accelerator(program, accelerator),
+    )
+
+
+async def kvm_works(program: str) -> bool:
+    """Run the oracle under KVM until its first line; it ends the process itself then.
+
+    That, and the limit of processor time, hold when the manager is killed meanwhile: no probe stays.
+    """
+    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        return False
+    command = [
+        *(program, *_BARE, "-machine", "pc,accel=kvm", "-m", "4M", "-sandbox", SANDBOX),
+        *("-bios", str(ORACLE_FIRMWARE), "-serial", "null"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+    ]
+    limited = ["/bin/sh", "-c", f'ulimit -t {KVM_SECONDS:.0f}; exec "$@"', "sh", *command]
+    with trio.move_on_after(KVM_SECONDS):
+        done = await trio.run_process(
+            limited, stdin=subprocess.DEVNULL, check=False, capture_stdout=True, capture_stderr=True
+        )
+        return done.returncode == _ORACLE_STATUS
+    return False
+
+
+async def _choose_accelerator(program: str, wanted: str) -> str:
+    if wanted == "tcg" or program != X86:
+        return "tcg"
+    if await kvm_works(program):
+        return "kvm"
+    if wanted == "kvm":
+        raise HypervisorError(
+            "KVM does not run a domain on this host",
+            remedy=f"load the module, let the manager's user open {KVM_DEVICE},"
+            " or set the accelerator to auto",
+        )
+    return "tcg"
+
+
+async def _ask(program: str) -> Mapping[str, Any]:
+    """Command -> answer; a command that this program does not know is left out."""
+    commands = ("qmp_capabilities", *_QUESTIONS, "quit")
+    lines = b"".join(encode_command(c, {}, i) for i, c in enumerate(commands))
+    arguments = [program, *_BARE, "-machine", "none", "-S", "-qmp", "stdio"]
+    try:
+        with trio.fail_after(ASK_SECONDS):
+            done = await trio.run_process(
+                arguments, stdin=lines, capture_stdout=True, capture_stderr=True, check=False
+            )
+        answers = _read_answers(done.stdout, commands)
+        if not {"query-version", "query-machines"} <= answers.keys():
+            raise QmpFault(done.stderr.decode(errors="replace").strip()[-500:] or "no answer")
+        return answers
+    except (OSError, QmpFault, trio.TooSlowError) as error:
+        raise HypervisorError(
+            f"{program} is installed but does not say what it can do: {error or 'no answer in time'}",
+            remedy=f"try '{program} -machine none -display none' by hand",
+        ) from error
+
+
+def _read_answers(output: bytes, commands: tuple[str, ...]) -> Mapping[str, Any]:
+    codec = QmpCodec()
+    codec.receive_bytes(output)
+    answers = {}
+    while (message := codec.next_message()) is not None:
+        if isinstance(message, Reply):
+            answers[commands[message.command_id]] = message.value
+        elif isinstance(message, ErrorReply) and message.error_class != "CommandNotFound":
+            raise QmpFault(message.sentence)
+    return answers

@@ -1,0 +1,66 @@
+"""What the journal holds, as values."""
+
+from __future__ import annotations
+
+import enum
+
+from attrs import frozen
+
+from ldmd.definition import DomainDefinition
+from protocol.actions import RecordKind
+from protocol.phases import RunState
+
+
+class DomainState(enum.StrEnum):
+    """LDoms' three: inactive (defined), bound (resources held), active (a process has it)."""
+
+    INACTIVE = "inactive"
+    BOUND = "bound"
+    ACTIVE = "active"
+
+
+class Side(enum.StrEnum):
+    SOURCE = "source"
+    TARGET = "target"
+
+
+@frozen(kw_only=True)
+class DomainEntry:
+    definition: DomainDefinition
+    state: DomainState
+    migration: str | None
+
+
+@frozen(kw_only=True)
+class MigrationEntry:
+    """``peer_journal`` is the journal id of the other side when it was first met; empty while unknown."""
+
+    id: str
+    side: Side
+    peer: str
+    peer_journal: str
+    definition: DomainDefinition
+    run_state: RunState
+
+
+@frozen(kw_only=True)
+class JournalRecord:
+    kind: RecordKind
+    time_unix_ms: int
+    sentence: str
+
+
+@frozen(kw_only=True)
+class MigrationHistory:
+    """One migration with all of its records, oldest first; never empty."""
+
+    entry: MigrationEntry
+    records: tuple[JournalRecord, ...]
+
+    @property
+    def kinds(self) -> tuple[RecordKind, ...]:
+        return tuple(record.kind for record in self.records)
+
+    @property
+    def settled(self) -> bool:
+        return self.records[-1].kind is RecordKind.SETTLED

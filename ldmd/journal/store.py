@@ -1,0 +1,372 @@
+"""The journal in SQLite: when a method that writes returns, what it wrote is on disk.
+
+One connection, used by one thread at a time and never by two at once; WAL with synchronous=FULL is one fsync a
+transaction (https://www.sqlite.org/pragma.html#pragma_synchronous). The database is locked for as long as it is open, so
+two managers cannot share one journal. Writing cannot be cancelled halfway: the thread is waited for.
+
+What a disk has made of it is seen when it is opened: SQLite looks at its own structure, and every row carries a *seal*, a
+digest of the rest of it, because SQLite takes a flipped bit inside a value for the value. A journal comes into being whole,
+under another name: an empty file is a damaged journal, never a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+import xxhash
+
+from ldmd.definition import DomainDefinition, from_document, to_document
+from ldmd.errors import DefinitionError, JournalError
+from ldmd.journal.records import (
+    DomainEntry,
+    DomainState,
+    JournalRecord,
+    MigrationEntry,
+    MigrationHistory,
+    Side,
+)
+from protocol.actions import RecordKind
+from protocol.phases import RunState
+
+SCHEMA_VERSION: Final = 1
+T = TypeVar("T")
+
+SEALED: Final[Mapping[str, tuple[str, ...]]] = {
+    "meta": ("key", "value"),
+    "domain": ("uuid", "name", "definition", "state", "migration"),
+    "migration": (
+        "id",
+        "side",
+        "peer",
+        "peer_journal",
+        "uuid",
+        "name",
+        "run_state",
+        "definition",
+    ),
+    "record": ("migration", "sequence", "kind", "time_unix_ms", "sentence"),
+}
+"""Table -> the columns that its seal covers: all others."""
+
+
+class Journal:
+    """Open with ``await Journal.open(path)``; every method may raise JournalError."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, journal_id: str) -> None:
+        self.path = path
+        self.id = journal_id
+        self._connection = connection
+        self._one_at_a_time = trio.CapacityLimiter(1)
+
+    @classmethod
+    async def open(cls, path: Path) -> Journal:
+        """Open or make the journal at ``path``.
+
+        Raises JournalError when another process has it open, when it is damaged, or of a newer version: what it holds
+        is not changed then.
+        """
+        connection, journal_id = await trio.to_thread.run_sync(_open, path)
+        return cls(path, connection, journal_id)
+
+    async def aclose(self) -> None:
+        await trio.to_thread.run_sync(self._connection.close, limiter=self._one_at_a_time)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def transact() -> T:
+            try:
+                with self._connection:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    return work(self._connection)
+            # ValueError: a word that this version does not know
+            except (sqlite3.Error, ValueError) as error:
+                raise JournalError(
+                    f"the journal {self.path} cannot be used: {error}",
+                    remedy="look at the disk's space and health; nothing was done that is not recorded",
+                ) from error
+
+        return await trio.to_thread.run_sync(transact, limiter=self._one_at_a_time)
+
+    # ---- domains ---------------------------------------------------------------------------------------
+
+    async def load_domains(self) -> list[DomainEntry]:
+        rows = await self._run(
+            lambda c: c.execute(
+                "SELECT definition, state, migration FROM domain ORDER BY name"
+            ).fetchall()
+        )
+        return [
+            DomainEntry(definition=_load(text), state=DomainState(state), migration=migration)
+            for text, state, migration in rows
+        ]
+
+    async def add_domain(self, entry: DomainEntry) -> None:
+        await self._run(lambda c: _insert_domain(c, entry))
+
+    async def remove_domain(self, uuid: str) -> None:
+        """Idempotent."""
+        await self._run(lambda c: c.execute("DELETE FROM domain WHERE uuid = ?", (uuid,)))
+
+    async def set_state(self, uuid: str, state: DomainState) -> None:
+        await self._run(lambda c: _update(c, "domain", ("state", state), ("uuid", uuid)))
+
+    # ---- migrations ------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        entry: MigrationEntry,
+        kind: RecordKind,
+        sentence: str,
+        *,
+        receiving: DomainEntry | None = None,
+    ) -> JournalRecord:
+        """One record, and in the same transaction what it means for the domain.
+
+        The first record of a migration also writes its entry and lets it hold the domain; with ``receiving`` the domain
+        is added (target). SETTLED lets the domain go.
+        """
+        record = JournalRecord(
+            kind=kind, time_unix_ms=time.time_ns() // 1_000_000, sentence=sentence
+        )
+
+        def work(c: sqlite3.Connection) -> None:
+            if not c.execute("SELECT 1 FROM migration WHERE id = ?", (entry.id,)).fetchone():
+                _insert(
+                    c,
+                    "migration",
+                    entry.id,
+                    entry.side,
+                    entry.peer,
+                    entry.peer_journal,
+                    entry.definition.uuid,
+                    entry.definition.name,
+                    entry.run_state,
+                    _dump(entry.definition),
+                )
+            if receiving is not None:
+                _insert_domain(c, receiving)
+            (last,) = c.execute(
+                "SELECT COALESCE(MAX(sequence), 0) FROM record WHERE migration = ?", (entry.id,)
+            ).fetchone()
+            _insert(c, "record", entry.id, last + 1, kind, record.time_unix_ms, sentence)
+            if kind is RecordKind.PREPARING:
+                _update(c, "domain", ("migration", entry.id), ("uuid", entry.definition.uuid))
+            elif kind is RecordKind.SETTLED:
+                _update(c, "domain", ("migration", None), ("migration", entry.id))
+
+        await self._run(work)
+        return record
+
+    async def load_migrations(self, *, uuid: str | None = None) -> list[MigrationHistory]:
+        """All, or those of one domain; oldest first."""
+        where, values = ("WHERE uuid = ?", (uuid,)) if uuid else ("", ())
+        return await self._run(lambda c: _histories(c, where, values))
+
+    async def load_unsettled(self) -> list[MigrationHistory]:
+        where = "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
+        return await self._run(lambda c: _histories(c, where, ()))
+
+    async def load_migration(self, migration_id: str) -> MigrationHistory | None:
+        found = await self._run(lambda c: _histories(c, "WHERE m.id = ?", (migration_id,)))
+        return found[0] if found else None
+
+
+def _open(path: Path) -> tuple[sqlite3.Connection, str]:
+    try:
+        if not path.exists():
+            _make(path)
+        os.chmod(path, 0o600)
+        connection = _connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+    try:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("BEGIN IMMEDIATE")  # the lock
+        connection.execute("ROLLBACK")
+        journal_id = _verify(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        # the binding's own errors (a text that is not UTF-8) have no code
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise JournalError(
+                f"the journal {path} is in use by another manager",
+                remedy="only one manager may run on one state-directory",
+            ) from error
+        raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+    except (sqlite3.DatabaseError, UnicodeError) as error:
+        connection.close()
+        raise _damaged(path, str(error)) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection, journal_id
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # a busy database is another manager's: half a second for one that is just ending
+    connection = sqlite3.connect(path, timeout=0.5, isolation_level=None, check_same_thread=False)
+    connection.create_function("seal", -1, _seal, deterministic=True)
+    return connection
+
+
+def _make(path: Path) -> None:
+    """A new journal, whole and on disk before it has its name. Raises OSError, sqlite3.Error, JournalError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = path.with_name(path.name + "-wal")
+    if log.exists():
+        raise _damaged(path, f"it is not there, but {log} is")
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        connection = _connect(unfinished)
+        try:
+            # fsynced by SQLite, and the write-ahead log is gone when the connection is closed
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("BEGIN")
+            _create(connection)
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+        with contextlib.suppress(FileExistsError):  # another manager was faster: it has the lock
+            os.link(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    schema = resources.files(__package__).joinpath("schema.sql").read_text()
+    without_comments = "\n".join(line.partition("--")[0] for line in schema.splitlines())
+    for statement in without_comments.split(";"):
+        if statement.strip():
+            connection.execute(statement)
+    _insert(connection, "meta", "schema", str(SCHEMA_VERSION))
+    _insert(connection, "meta", "id", secrets.token_hex(16))
+
+
+def _verify(connection: sqlite3.Connection, path: Path) -> str:
+    """The journal's id. Raises JournalError, sqlite3.DatabaseError."""
+    faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)") if row[0] != "ok"]
+    if faults:
+        raise _damaged(path, faults[0])
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    if "meta" not in tables:
+        raise _damaged(path, "it is empty")
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    if meta.get("schema") != str(SCHEMA_VERSION):
+        raise JournalError(
+            f"the journal {path} has version {meta.get('schema')}, this manager writes version {SCHEMA_VERSION}",
+            remedy="run the manager that made it, or a newer one",
+        )
+    for table, columns in SEALED.items():
+        listed = ", ".join(columns)
+        (broken,) = connection.execute(
+            f"SELECT count(*) FROM {table} WHERE seal IS NOT seal('{table}', {listed})"
+        ).fetchone()
+        if broken:
+            raise _damaged(path, f"{broken} of its {table} rows are not what was written")
+    return str(meta["id"])
+
+
+def _seal(table: str, *values: str | int | None) -> bytes:
+    return xxhash.xxh3_128_digest(json.dumps([table, *values]).encode())
+
+
+def _insert(c: sqlite3.Connection, table: str, *values: str | int | None) -> None:
+    marks = "?, " * len(SEALED[table])
+    c.execute(f"INSERT INTO {table} VALUES ({marks}?)", (*values, _seal(table, *values)))
+
+
+def _update(
+    c: sqlite3.Connection,
+    table: str,
+    change: tuple[str, str | None],
+    where: tuple[str, str],
+) -> None:
+    """Set one column of the rows where another has that value, and seal them anew."""
+    (column, value), (key, wanted) = change, where
+    sealed = ", ".join("?1" if name == column else name for name in SEALED[table])
+    c.execute(
+        f"UPDATE {table} SET {column} = ?1, seal = seal('{table}', {sealed}) WHERE {key} = ?2",
+        (value, wanted),
+    )
+
+
+def _damaged(path: Path, words: str) -> JournalError:
+    return JournalError(
+        f"the journal {path} is damaged: {words}",
+        remedy="no domain was touched; restore the journal, or move it away only when no migration was open",
+    )
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _load(text: str) -> DomainDefinition:
+    try:
+        return from_document(json.loads(text))
+    except (ValueError, DefinitionError) as error:
+        raise JournalError(f"the journal holds a definition that is not valid: {error}") from error
+
+
+def _dump(definition: DomainDefinition) -> str:
+    return json.dumps(to_document(definition), separators=(",", ":"))
+
+
+def _insert_domain(c: sqlite3.Connection, entry: DomainEntry) -> None:
+    definition = entry.definition
+    _insert(
+        c,
+        "domain",
+        definition.uuid,
+        definition.name,
+        _dump(definition),
+        entry.state,
+        entry.migration,
+    )
+
+
+def _histories(
+    c: sqlite3.Connection, where: str, values: Iterable[object]
+) -> list[MigrationHistory]:
+    rows = c.execute(
+        "SELECT m.id, side, peer, peer_journal, run_state, definition, kind, time_unix_ms, sentence"
+        f" FROM migration m JOIN record r ON r.migration = m.id {where} ORDER BY m.rowid, r.sequence",
+        tuple(values),
+    ).fetchall()
+    histories: dict[str, tuple[MigrationEntry, list[JournalRecord]]] = {}
+    for identity, side, peer, peer_journal, run_state, text, kind, time_unix_ms, sentence in rows:
+        if identity not in histories:
+            entry = MigrationEntry(
+                id=identity,
+                side=Side(side),
+                peer=peer,
+                peer_journal=peer_journal,
+                definition=_load(text),
+                run_state=RunState(run_state),
+            )
+            histories[identity] = (entry, [])
+        histories[identity][1].append(
+            JournalRecord(kind=RecordKind(kind), time_unix_ms=time_unix_ms, sentence=sentence)
+        )
+    return [
+        MigrationHistory(entry=entry, records=tuple(records))
+        for entry, records in histories.values()
+    ]

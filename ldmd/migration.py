@@ -1,0 +1,515 @@
+"""Runs one side of one migration: an event in, a step in the table, the actions out, in order.
+
+Nothing is decided here. What may happen when is in ``protocol/source.py`` and ``protocol/target.py``; how an action is done
+is in ``ldmd/phases``. This module keeps the two promises that the tables rest on:
+
+- actions are carried out one by one in the given order, and a Record is on disk before the next one begins;
+- at most one operation runs, ends with one event, and is over before the next one begins.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ldmd.definition import DomainDefinition
+from ldmd.errors import JournalError
+from ldmd.faults import point_of
+from ldmd.host import Host
+from ldmd.hypervisor.driver import DomainProcess
+from ldmd.journal.records import DomainEntry, DomainState, JournalRecord, MigrationEntry, Side
+from ldmd.link.pump import Link
+from ldmd.phases import MESSAGES, OPERATIONS, transfer
+from ldmd.progress import Progress
+from ldmd.running import STOP_SECONDS, Running
+from protocol import messages as m
+from protocol.actions import (
+    GIVE_UP_POSSIBLE,
+    Action,
+    CloseLink,
+    Operation,
+    Record,
+    RecordKind,
+    Send,
+)
+from protocol.codec import make_printable
+from protocol.errors import RemoteProtocolError
+from protocol.events import Event, event_of
+from protocol.machine import Deadline, Decision, Machine
+from protocol.phases import RunState
+
+if TYPE_CHECKING:
+    from ldmd.domains import Domain
+
+log = logging.getLogger("ldmd.migration")
+
+MESSAGES_WAITING_MAX: Final = 32
+"""Control messages of the peer that wait for their turn; then the link is not read any further."""
+
+RECORD_RETRY_SECONDS: Final = 0.5
+
+_OF_THE_LINK: Final = frozenset(
+    {Event.LINK_LOST, Event.CONNECT_FAILED, Event.JOURNAL_LOST, Event.DEADLINE}
+)
+"""Reasons to give up while that is possible; later they only delay."""
+
+_EXPLAINED: Final = frozenset({RecordKind.ABORTED, RecordKind.LOST, RecordKind.COMPLETED})
+"""Records that say why, where there is something to say."""
+
+_RECEIVING_STATE: Final = {
+    RunState.RUNNING: DomainState.ACTIVE,
+    RunState.SUSPENDED: DomainState.ACTIVE,
+    RunState.BOUND: DomainState.BOUND,
+    RunState.INACTIVE: DomainState.INACTIVE,
+}
+
+
+class Reason:
+    """Why a migration went the way it went: the first cause, kept for journal, peer and operator."""
+
+    def __init__(self, code: str, sentence: str, remedy: str = "") -> None:
+        self.code = code
+        self.sentence = sentence
+        self.remedy = remedy
+
+
+class Migration:
+    """One side. Make it, ``attach`` or start with an event, then ``run`` it in a nursery of the daemon's."""
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        id: str,
+        side: Side,
+        peer: str,
+        machine: Machine[Any],
+        definition: DomainDefinition,
+        run_state: RunState,
+        domain: Domain | None,
+    ) -> None:
+        self.host = host
+        self.id = id
+        self.side = side
+        self.peer = peer
+        self.machine = machine
+        self.definition = definition
+        self.run_state = run_state
+        self.domain = domain
+        self.dry_run = False
+        self.new_name: str | None = None
+        self.peer_journal = ""
+        self.facts: m.Document = {}
+        self.findings: tuple[m.Finding, ...] = ()
+        self.reason: Reason | None = None
+        self.progress = Progress(machine.phase)
+
+        self.link: Link | None = None
+        self.new_link: Link | None = None
+        """Made by an operation that has not ended yet; its loss counts from when it has."""
+        self.regions: tuple[m.Region, ...] = ()
+        self.receiver: transfer.Receiver | None = None
+        self.announced: m.Digest | None = None
+        self.digest_source: bytes | None = None
+        self.digest_target: bytes | None = None
+        self.device_bytes = 0
+        self.chunks = 0
+        self.bytes_sent = 0
+        self.suspended_at: float | None = None
+        self.downtime_ms: float | None = None
+        self.records: list[JournalRecord] = []
+
+        self.nursery: trio.Nursery
+        self.ended = trio.Event()
+        self._changed = trio.Condition()
+        self._own_events: collections.deque[tuple[Event, object]] = collections.deque()
+        self._early: list[tuple[Event, object]] = []
+        """Of a new link, before the operation that made it has ended."""
+        self._wakeup = trio.Event()
+        self._peer_turn = trio.Semaphore(MESSAGES_WAITING_MAX)
+        self._operation: Running | None = None
+        self._entered_at = trio.current_time()
+        self._active_at = self._entered_at
+        self._retries = 0
+        self._retry_seconds = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def decision(self) -> Decision:
+        decision: Decision = self.machine.decision
+        return decision
+
+    # ---- what the phases use ---------------------------------------------------------------------------
+
+    def explain(self, event: Event, code: str, sentence: str, remedy: str = "") -> Event:
+        """Note why; gives the event back."""
+        log.warning("migration %s of %s: %s [%s]", self.id[:8], self.name, sentence, code)
+        if self.reason is None and (self.decision is Decision.OPEN or event not in _OF_THE_LINK):
+            self.reason = Reason(code, sentence, remedy)
+        self.progress.sentence = sentence
+        return event
+
+    def require_process(self) -> DomainProcess:
+        assert self.domain is not None
+        assert self.domain.process is not None
+        return self.domain.process
+
+    def say_why(self, otherwise: str) -> tuple[str, str]:
+        """Code and sentence for the peer; control characters and great lengths are not sent."""
+        code, sentence = (
+            (self.reason.code, self.reason.sentence) if self.reason else ("aborted", otherwise)
+        )
+        return code, make_printable(sentence)
+
+    def note_progress(self, done_bytes: int, total_bytes: int) -> None:
+        self._active_at = trio.current_time()
+        self.progress.note(done_bytes, total_bytes, self._active_at)
+
+    def send(self, message: m.MigrationMessage) -> None:
+        if self.link is not None:
+            self.link.post(message)
+
+    async def at_boundary(self) -> None:
+        """Between two state chunks: the only place where an operation that writes to the link ends early."""
+        running = self._operation
+        if running is not None and running.stopping.is_set():
+            running.scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    async def send_chunk(self, link: Link, region: int, offset: int, payload: memoryview) -> None:
+        """Raises LinkError."""
+        await self.at_boundary()
+        await link.send_chunk(region, offset, payload)
+        self.chunks += 1
+        self.bytes_sent += len(payload)
+
+    async def close_receiver(self) -> None:
+        """Unmapping takes a while for a large domain: in a thread, and nobody waits for it in the handoff."""
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(receiver.close)
+
+    # ---- what happens to it ----------------------------------------------------------------------------
+
+    def post(self, event: Event, origin: object = None) -> None:
+        """An event of our own. ``origin``: the link or operation it is about; stale ones are dropped."""
+        self._own_events.append((event, origin))
+        self._wakeup.set()
+
+    def attach(self, link: Link) -> None:
+        """Target: the source has come back on another link. The old one is over."""
+        if self.link is not None and self.link is not link:
+            self.link.close()
+        self.link = link
+
+    async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
+        """From the link's reader. Raises RemoteProtocolError."""
+        if message.migration != self.id:
+            raise RemoteProtocolError(
+                "wrong-migration", f"this link is for {self.id}, not {message.migration}"
+            )
+        if self.ended.is_set():
+            self._answer(link, message)
+            return
+        await self._peer_turn.acquire()
+        if self.ended.is_set():  # meanwhile
+            self._answer(link, message)
+            return
+        self._own_events.append(
+            (event_of(message, digest_sent=self.digest_source), (link, message))
+        )
+        self._wakeup.set()
+
+    def _answer(self, link: Link, message: m.MigrationMessage) -> None:
+        """It has ended: a repeated question gets the recorded answer."""
+        for action in self.machine.step(event_of(message)):
+            assert isinstance(action, Send), "an ended migration only speaks"
+            link.post(MESSAGES[action.message](self))
+
+    def take_chunk(self, link: Link, chunk: m.StateChunk) -> None:
+        if link is not self.link or self.decision is not Decision.OPEN:
+            return  # on its way when we gave up
+        if self.receiver is None or self.announced is not None:
+            raise RemoteProtocolError("unexpected-message", "a state chunk is not allowed now")
+        self.receiver.take(chunk)
+        total_bytes = sum(len(area) for area in self.receiver.areas)
+        self.note_progress(self.receiver.done_bytes, total_bytes)
+
+    def link_lost(self, link: Link, sentence: str) -> None:
+        self.post(Event.LINK_LOST, (link, sentence))
+
+    # ---- what others wait for --------------------------------------------------------------------------
+
+    async def wait_change(self, seen: int) -> int:
+        """Until ``progress.changes`` is no longer ``seen``; for those who show it."""
+        async with self._changed:
+            while self.progress.changes == seen and not self.ended.is_set():
+                await self._changed.wait()
+        return self.progress.changes
+
+    async def wait_decided(self) -> Decision:
+        """Until it is known who owns the domain. A source that keeps it has also resumed it."""
+        seen = -1
+        while not self.ended.is_set() and self.decision not in (Decision.TARGET, Decision.LOST):
+            seen = await self.wait_change(seen)
+        return self.decision
+
+    # ---- the run ---------------------------------------------------------------------------------------
+
+    async def run(self, first: tuple[Action, ...] = ()) -> None:
+        """Until the table's end. ``first``: what recovery has to do before anything else."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self.nursery = nursery
+                await self._carry_out(first)
+                while not self.machine.finished:
+                    event, origin = await self._next_event()
+                    await self._take(event, origin)
+                if self.side is Side.SOURCE and self.link is not None:
+                    self.link.close()
+                    with trio.move_on_after(STOP_SECONDS):
+                        await self.link.wait_ended()
+                nursery.cancel_scope.cancel()
+        finally:
+            await self.close_receiver()
+            self.host.inventory.release(self.id)
+            if self.machine.finished:
+                self.host.domains.let_go(self.definition.uuid, self.id)
+            self.ended.set()
+        self._answer_leftovers()
+        await self._tell_change()
+
+    def _answer_leftovers(self) -> None:
+        """What the peer said while the last step was taken."""
+        for _, origin in self._own_events:
+            if isinstance(origin, tuple) and isinstance(origin[1], m.MigrationMessage):
+                self._peer_turn.release()  # somebody may wait to be heard
+                link, message = origin
+                try:
+                    self._answer(link, message)
+                except RemoteProtocolError as error:
+                    link.fail(error)
+        self._own_events.clear()
+
+    async def _next_event(self) -> tuple[Event, object]:
+        while not self._own_events:
+            self._wakeup = trio.Event()
+            with trio.move_on_at(self._deadline_at()) as scope:
+                await self._wakeup.wait()
+            if scope.cancelled_caught and not self._own_events:
+                return Event.DEADLINE, None
+        return self._own_events.popleft()
+
+    async def _take(self, event: Event, origin: object) -> None:
+        if isinstance(origin, tuple):  # of a link
+            link, detail = origin
+            if link is self.new_link:
+                self._early.append((event, origin))
+                return
+            if isinstance(detail, m.MigrationMessage):
+                self._peer_turn.release()
+            if link is not self.link:
+                return
+            if event is Event.LINK_LOST:
+                self.link = None
+                self.explain(event, "link-lost", str(detail))
+            elif isinstance(detail, m.MigrationMessage):
+                self._retries = 0  # the peer answers
+                self._note_message(detail)
+        elif isinstance(origin, Running):
+            if origin is not self._operation:
+                return
+            self._operation = None
+            if self.new_link is not None:
+                self.link, self.new_link = self.new_link, None
+                self._own_events.extendleft(reversed(self._early))
+                self._early.clear()
+        elif event is Event.CANCEL_ASKED:
+            self.explain(event, "cancelled", f"cancelled by an operator at the {self.side}")
+        elif event is Event.DEADLINE:
+            self._note_deadline()
+        await self._step(event)
+
+    def _note_message(self, message: m.MigrationMessage) -> None:
+        match message:
+            case m.Checked():
+                self.findings = message.findings
+                if any(f.hard for f in message.findings):
+                    self.reason = Reason(
+                        "checks-failed", "; ".join(f.sentence for f in message.findings if f.hard)
+                    )
+            case m.Prepare():
+                self.regions = message.regions
+            case m.PrepareProgress():
+                self.note_progress(message.done_bytes, message.total_bytes)
+            case m.Digest():
+                self.announced = message
+                self.digest_source = message.digest
+            case m.Installed():
+                self.digest_target = message.digest
+            case m.Refused() | m.HandoffRefused():
+                if self.reason is None:
+                    self.reason = Reason(message.code, f"{self.peer}: {message.sentence}")
+            case m.Cancel():
+                if self.reason is None:
+                    self.reason = Reason(message.code, f"{self.peer}: {message.sentence}")
+            case m.HandoffLost():
+                self.reason = Reason(
+                    "lost",
+                    f"it counts as having run on {self.peer} and ended there",
+                    f"`ldm start-domain {self.new_name or self.name}` on {self.peer} starts it afresh",
+                )
+            case m.HandoffDone():
+                if self.suspended_at is not None and self.run_state is RunState.RUNNING:
+                    self.downtime_ms = (time.monotonic() - self.suspended_at) * 1000
+
+    def _note_deadline(self) -> None:
+        deadline = self.machine.deadline
+        if deadline is not None and deadline is not Deadline.RETRY:
+            self.explain(
+                Event.DEADLINE,
+                "too-slow",
+                f"{self.peer} did not go on in time while {self.machine.state}",
+                f"look at {self.peer}, or raise the deadline in [migration]",
+            )
+
+    async def _step(self, event: Event) -> None:
+        before = self.machine.state
+        try:
+            actions = self.machine.step(event)
+        except RemoteProtocolError as error:
+            if self.link is not None:
+                self.link.fail(error)
+            return
+        if self.machine.state != before:
+            self._enter()
+            log.info("migration %s of %s: %s", self.id[:8], self.name, self.machine.state)
+        await self._carry_out(actions)
+        await self._tell_change()
+
+    def _enter(self) -> None:
+        self._entered_at = self._active_at = trio.current_time()
+        if self.machine.deadline is Deadline.RETRY:
+            limits = self.host.config.migration
+            longest = min(
+                limits.settle_retry_seconds_max, limits.settle_retry_seconds_min * 2**self._retries
+            )
+            self._retries = min(self._retries + 1, 30)
+            self._retry_seconds = longest * random.uniform(0.5, 1.0)
+        if self.decision is not Decision.SOURCE:
+            self.progress.enter(self.machine.phase, self._entered_at)
+
+    async def _tell_change(self) -> None:
+        self.progress.changes += 1
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _deadline_at(self) -> float:
+        deadline = self.machine.deadline
+        if deadline is None:
+            return float("inf")
+        limits = self.host.config.migration
+        if deadline is Deadline.STALL:
+            return self._active_at + limits.transfer_stall_seconds
+        if deadline is Deadline.RETRY:
+            return self._entered_at + self._retry_seconds
+        seconds = {
+            Deadline.CHECK: limits.check_seconds,
+            Deadline.PREPARE: limits.prepare_seconds,
+            Deadline.HANDOFF: limits.handoff_seconds,
+            Deadline.HOLD: limits.hold_seconds,
+        }[deadline]
+        return self._entered_at + seconds
+
+    # ---- actions ---------------------------------------------------------------------------------------
+
+    async def _carry_out(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, Operation):
+                await self._begin(action)
+                continue
+            point = point_of(self.side, action)
+            await self.host.faults.reach(f"{point}.before", self.link)
+            match action:
+                case Record(kind):
+                    if not await self._record(kind):
+                        # first of all: the table's row for it belongs to the state that has just been entered
+                        self._own_events.appendleft((Event.RECORD_FAILED, None))
+                        return
+                case Send(message):
+                    self.send(MESSAGES[message](self))
+                case CloseLink():
+                    if self.link is not None:
+                        self.link.close()
+                        self.link = None
+            await self.host.faults.reach(f"{point}.after", self.link)
+
+    async def _begin(self, operation: Operation) -> None:
+        if self._operation is not None:
+            await self._operation.stop()
+            if self.new_link is not None:  # it was made, and nobody wants it any more
+                self.new_link.close()
+                self.new_link = None
+                self._early.clear()
+        running = self._operation = Running(operation)
+        self.nursery.start_soon(self._operate, running)
+
+    async def _operate(self, running: Running) -> None:
+        point = point_of(self.side, running.operation)
+        try:
+            with running.scope:
+                await self.host.faults.reach(f"{point}.before", self.link)
+                event = await OPERATIONS[running.operation](self)
+                await self.host.faults.reach(f"{point}.after", self.new_link or self.link)
+                self.post(event, running)
+        finally:
+            running.over.set()
+
+    async def _record(self, kind: RecordKind) -> bool:
+        """On disk, or False where it can be done without; any other record is tried until it is written."""
+        while True:
+            try:
+                await self._append(kind)
+            except JournalError as error:
+                log.error("migration %s of %s: %s", self.id[:8], self.name, error)
+                if kind in GIVE_UP_POSSIBLE:
+                    self.explain(Event.RECORD_FAILED, error.code, error.sentence, error.remedy)
+                    return False
+                await trio.sleep(RECORD_RETRY_SECONDS)
+            else:
+                return True
+
+    async def _append(self, kind: RecordKind) -> None:
+        entry = MigrationEntry(
+            id=self.id,
+            side=self.side,
+            peer=self.peer,
+            peer_journal=self.peer_journal,
+            definition=self.definition,
+            run_state=self.run_state,
+        )
+        receiving = None
+        if kind is RecordKind.PREPARED:
+            receiving = DomainEntry(
+                definition=self.definition,
+                state=_RECEIVING_STATE[self.run_state],
+                migration=self.id,
+            )
+        sentence = self.reason.sentence if kind in _EXPLAINED and self.reason else ""
+        self.records.append(
+            await self.host.journal.append(entry, kind, sentence, receiving=receiving)
+        )
+        if receiving is not None:
+            self.domain = self.host.domains.expect(receiving)
+            self.host.inventory.release(self.id)
+        if self.side is Side.TARGET and self.domain is not None:
+            self.domain.settling = kind in (RecordKind.RUNNING, RecordKind.LOST)

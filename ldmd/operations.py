@@ -1,0 +1,470 @@
+"""The verbs of the control socket: what an operator may ask, and how it is answered."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import trio
+from attrs import define
+
+from ldmd import __version__
+from ldmd.control import Arguments, Caller, Progress, Verb
+from ldmd.definition import from_document, to_document, valid_name
+from ldmd.domains import Domain, require_free
+from ldmd.errors import (
+    ChecksFailed,
+    DefinitionError,
+    LinkError,
+    MigrationFailed,
+    NotAllowed,
+    NotFound,
+    OutcomeUnknown,
+    WrongState,
+)
+from ldmd.host import Host
+from ldmd.hypervisor.driver import RunStatus
+from ldmd.journal.records import DomainState, JournalRecord, MigrationHistory, Side
+from ldmd.migration import Migration
+from ldmd.registry import Registry
+from protocol.actions import RecordKind
+from protocol.events import Event
+from protocol.machine import Decision, Machine
+from protocol.phases import RunState
+from protocol.source import SOURCE
+
+log = logging.getLogger("ldmd.operations")
+
+PROGRESS_SECONDS = 0.1
+"""How often an operator who waits is shown how far it is."""
+
+SETTLE_WAIT_SECONDS = 2.0
+"""A migration that is decided is reported then at the latest; the last message to the peer may take longer."""
+
+DECISIONS: Mapping[RecordKind, str] = {
+    RecordKind.PREPARING: "running",
+    RecordKind.PREPARED: "running",
+    RecordKind.GRANTED: "in doubt",
+    RecordKind.COMPLETED: "target",
+    RecordKind.COMMITTED: "target",
+    RecordKind.RUNNING: "target",
+    RecordKind.LOST: "target",
+    RecordKind.ABORTED: "source",
+}
+
+
+@define(eq=False)
+class Operations:
+    host: Host
+    registry: Registry
+    port: int
+
+    def verbs(self) -> dict[str, Verb]:
+        simple = {
+            f"{name}-domain": self._verb_on_domain(name)
+            for name in ("remove", "bind", "unbind", "start", "stop", "suspend", "resume")
+        }
+        return simple | {
+            "status": self.show_status,
+            "list-domains": self.list_domains,
+            "show-definition": self.show_definition,
+            "add-domain": self.add_domain,
+            "migrate-domain": self.migrate_domain,
+            "cancel-migration": self.cancel_migration,
+            "list-migrations": self.list_migrations,
+            "show-migration": self.show_migration,
+        }
+
+    # ---- the host ----------------------------------------------------------------------------------------
+
+    async def show_status(
+        self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
+    ) -> dict[str, Any]:
+        Arguments.of(arguments)
+        config = self.host.config
+        return {
+            "host": config.host.name,
+            "release": __version__,
+            "pid": os.getpid(),
+            "port": self.port,
+            "journal": self.host.journal.id,
+            "hypervisors": sorted(self.host.hypervisors),
+            "memory_bytes": config.resources.memory_bytes,
+            "memory_free_bytes": self.host.inventory.memory_free_bytes,
+            "vcpus": config.resources.vcpus,
+            "vcpus_free": self.host.inventory.vcpus_free,
+            "domains": len(list(self.host.domains)),
+            "migrations": len(list(self.registry)),
+            "peers": [
+                {
+                    "name": peer.name,
+                    "address": f"{peer.address[0]}:{peer.address[1]}" if peer.address else None,
+                    "may_send": peer.may_send,
+                    "may_receive": peer.may_receive,
+                }
+                for peer in config.peers.values()
+            ],
+        }
+
+    # ---- domains -----------------------------------------------------------------------------------------
+
+    async def list_domains(
+        self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
+    ) -> dict[str, Any]:
+        wanted = Arguments.of(arguments, "names").texts("names")
+        domains = [self.host.domains.get(name) for name in wanted] or list(self.host.domains)
+        return {
+            "host": self.host.config.host.name,
+            "domains": [await self._describe(domain) for domain in domains],
+        }
+
+    async def _describe(self, domain: Domain) -> dict[str, Any]:
+        definition, process = domain.definition, domain.process
+        run_state: str | None = None
+        if domain.state is DomainState.ACTIVE:
+            try:
+                if process is not None:
+                    run_state = await process.status()
+                else:  # not found at start; or not there yet, or no more, while a migration holds it
+                    run_state = RunStatus.GONE if domain.migration else "unknown"
+            except OutcomeUnknown:
+                run_state = "unknown"
+        return {
+            "name": definition.name,
+            "uuid": definition.uuid,
+            "state": domain.state,
+            "run_state": run_state,
+            "hypervisor": definition.hypervisor,
+            "machine": definition.machine,
+            "vcpus": definition.vcpus,
+            "memory_bytes": definition.memory_bytes,
+            "console": str(process.console_path) if process else None,
+            "pid": process.pid if process else None,
+            "operation": self._describe_operation(domain),
+        }
+
+    def _describe_operation(self, domain: Domain) -> dict[str, Any] | None:
+        migration = self.registry.of_domain(domain.definition.uuid)
+        if migration is None or migration.id != domain.migration:
+            return None
+        progress = migration.progress
+        return {
+            "migration": migration.id,
+            "kind": "migration",
+            "role": migration.side,
+            "phase": progress.phase,
+            "peer": migration.peer,
+            "percent": progress.percent,
+            "done_bytes": progress.done_bytes,
+            "total_bytes": progress.total_bytes,
+            "rate_bytes_per_second": progress.rate_bytes_per_second,
+            "remaining_seconds": progress.remaining_seconds,
+            "in_doubt": migration.decision is Decision.IN_DOUBT,
+            "sentence": progress.sentence or migration.machine.state,
+        }
+
+    async def show_definition(
+        self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
+    ) -> dict[str, Any]:
+        name = Arguments.of(arguments, "domain").text("domain")
+        return {"definition": to_document(self.host.domains.get(name).definition)}
+
+    async def add_domain(
+        self, caller: Caller, arguments: Mapping[str, object], _progress: Progress
+    ) -> dict[str, Any]:
+        document = Arguments.of(arguments, "definition").document("definition")
+        domain = await self.host.domains.add(from_document(document))
+        log.info("%s added domain %s (%s)", caller.user, domain.name, domain.definition.uuid)
+        return {"name": domain.name, "uuid": domain.definition.uuid}
+
+    def _verb_on_domain(self, verb: str) -> Verb:
+        async def carry_out(
+            caller: Caller, arguments: Mapping[str, object], _progress: Progress
+        ) -> dict[str, Any]:
+            name = Arguments.of(arguments, "domain").text("domain")
+            settling = verb in ("stop", "suspend", "resume")
+            async with self.host.domains.operation(name, while_settling=settling) as domain:
+                # a client that goes away must not leave half a verb behind
+                with trio.CancelScope(shield=True):
+                    await getattr(self.host.domains, verb)(domain)
+                    log.info("%s: %s-domain %s", caller.user, verb, domain.name)
+                    description = await self._describe(domain)
+                return {"domain": description}
+
+        return carry_out
+
+    # ---- migration ---------------------------------------------------------------------------------------
+
+    async def migrate_domain(
+        self, caller: Caller, arguments: Mapping[str, object], progress: Progress
+    ) -> dict[str, Any]:
+        given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run")
+        migration = await self._begin(
+            given.text("domain"),
+            given.text("peer"),
+            given.optional_text("new_name"),
+            dry_run=given.boolean("dry_run"),
+        )
+        log.info("%s: migrate-domain %s to %s", caller.user, migration.name, migration.peer)
+        await self._show_progress(migration, progress)
+        return self._report(migration)
+
+    async def _begin(
+        self, name: str, peer_name: str, new_name: str | None, *, dry_run: bool
+    ) -> Migration:
+        domain = self.host.domains.get(name)
+        peer = self.host.config.peers.get(peer_name)
+        if peer is None:
+            known = ", ".join(sorted(self.host.config.peers)) or "none"
+            raise NotFound(
+                f"there is no peer {peer_name} in the configuration (there is: {known})",
+                remedy=f"add [peers.{peer_name}] to {self.host.config.path} and restart the manager",
+            )
+        if not peer.may_receive:
+            raise NotAllowed(
+                f"{peer_name} may not receive domains from this host",
+                remedy=f"set may-receive = true in [peers.{peer_name}] of {self.host.config.path}",
+            )
+        if new_name is not None and not valid_name(new_name):
+            raise DefinitionError(f"{new_name!r} is not a name for a domain")
+        migration_id = secrets.token_hex(16)
+        if dry_run:
+            require_free(domain)
+        else:
+            self.host.domains.take(domain, migration_id)
+        try:
+            await self.host.domains.readopt(domain)
+            run_state = await domain.run_state()
+            facts = await self.host.inventory.facts(domain.definition, run_state)
+        except BaseException:
+            self.host.domains.let_go(domain.definition.uuid, migration_id)
+            raise
+        migration = Migration(
+            self.host,
+            id=migration_id,
+            side=Side.SOURCE,
+            peer=peer_name,
+            machine=Machine(SOURCE, run_state.mode),
+            definition=domain.definition,
+            run_state=run_state,
+            domain=domain,
+        )
+        migration.dry_run, migration.new_name, migration.facts = dry_run, new_name, facts
+        migration.post(Event.START_DRY_RUN if dry_run else Event.START)
+        self.registry.start(migration)
+        return migration
+
+    async def _show_progress(self, migration: Migration, progress: Progress) -> None:
+        """Until it has ended, or is decided and only the good-bye to the peer is left."""
+        shown: set[object] = set()
+
+        async def show_once(key: object, document: dict[str, Any]) -> None:
+            if key not in shown:
+                shown.add(key)
+                await progress(document)
+
+        decided_at: float | None = None
+        last_bytes = -1
+        while not migration.ended.is_set():
+            now = trio.current_time()
+            for phase in migration.progress.entered:
+                await show_once(
+                    phase, {"event": "phase", "phase": phase, "migration": migration.id}
+                )
+            if migration.findings:
+                await show_once("findings", {"event": "findings", "findings": _findings(migration)})
+            if migration.decision is Decision.IN_DOUBT and migration.link is None:
+                await show_once(
+                    "in-doubt", {"event": "in-doubt", "sentence": _doubt_sentence(migration)}
+                )
+            if migration.decision in (Decision.TARGET, Decision.LOST):
+                decided_at = decided_at or now
+                if now - decided_at > SETTLE_WAIT_SECONDS:
+                    return
+            if migration.progress.done_bytes != last_bytes:
+                last_bytes = migration.progress.done_bytes
+                await progress({"event": "progress"} | _progress(migration))
+            with trio.move_on_after(PROGRESS_SECONDS):
+                await migration.wait_change(migration.progress.changes)
+        for phase in migration.progress.entered:
+            await show_once(phase, {"event": "phase", "phase": phase, "migration": migration.id})
+        if migration.findings:
+            await show_once("findings", {"event": "findings", "findings": _findings(migration)})
+
+    def _report(self, migration: Migration) -> dict[str, Any]:
+        """The result of a migration that moved (or a clean dry run). Raises what else became of it."""
+        hard = [finding for finding in migration.findings if finding.hard]
+        if hard:
+            raise ChecksFailed(
+                f"{migration.name} cannot move to {migration.peer}: {len(hard)} of the checks failed",
+                remedy="; ".join(f.remedy for f in hard if f.remedy),
+                facts={"findings": _findings(migration), "migration": migration.id},
+            )
+        reason = migration.reason
+        if migration.dry_run:
+            if reason is not None:
+                raise LinkError(reason.sentence, remedy=reason.remedy)
+            return {
+                "migration": migration.id,
+                "outcome": "dry-run",
+                "findings": _findings(migration),
+                "domain": migration.name,
+            }
+        if migration.decision is Decision.SOURCE:
+            sentence = reason.sentence if reason else "the migration was given up"
+            error = LinkError if reason and reason.code == "link" else MigrationFailed
+            raise error(
+                f"{migration.name} stays on {self.host.config.host.name}: {sentence}",
+                remedy=reason.remedy if reason else "",
+                facts={"migration": migration.id, "code": reason.code if reason else "aborted"},
+            )
+        if reason is not None and reason.code == "lost":
+            raise MigrationFailed(
+                f"{migration.name} is {migration.peer}'s, and does not run: {reason.sentence}",
+                remedy=reason.remedy,
+                facts={"migration": migration.id, "code": reason.code},
+            )
+        now = trio.current_time()
+        return {
+            "migration": migration.id,
+            "outcome": "completed",
+            "findings": _findings(migration),
+            "phases": migration.progress.phase_seconds(now),
+            "bytes": migration.bytes_sent,
+            "digest_source": migration.digest_source.hex() if migration.digest_source else None,
+            "digest_target": migration.digest_target.hex() if migration.digest_target else None,
+            "downtime_ms": migration.downtime_ms,
+            "running_on": migration.peer if migration.run_state is RunState.RUNNING else None,
+            "domain": migration.new_name or migration.name,
+        }
+
+    async def cancel_migration(
+        self, caller: Caller, arguments: Mapping[str, object], _progress: Progress
+    ) -> dict[str, Any]:
+        """Ask it to stop, and give the true answer: who owns the domain in the end."""
+        name = Arguments.of(arguments, "domain").text("domain")
+        migration = next(
+            (m for m in self.registry if name in (m.name, m.new_name, m.definition.uuid, m.id)),
+            None,
+        )
+        if migration is None:
+            self.host.domains.get(name)
+            raise WrongState(f"no migration of {name} is under way")
+        log.info("%s: cancel-operation migration %s", caller.user, migration.name)
+        too_late = migration.decision is not Decision.OPEN
+        if not too_late:
+            migration.post(Event.CANCEL_ASKED)
+        decision = await migration.wait_decided()
+        host = self.host.config.host.name
+        source, target = (
+            (host, migration.peer) if migration.side is Side.SOURCE else (migration.peer, host)
+        )
+        if decision is Decision.SOURCE:
+            return {
+                "outcome": "too-late" if too_late else "cancelled",
+                "decision": "source",
+                "sentence": f"{migration.name} stays on {source}",
+                "migration": migration.id,
+            }
+        return {
+            "outcome": "too-late",
+            "decision": "target",
+            "sentence": f"too late: past the point of no return; {migration.name} is on {target}",
+            "migration": migration.id,
+        }
+
+    # ---- history -----------------------------------------------------------------------------------------
+
+    async def list_migrations(
+        self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
+    ) -> dict[str, Any]:
+        Arguments.of(arguments)
+        histories = await self.host.journal.load_migrations()
+        shown = {history.entry.id for history in histories}
+        young = [self._describe_young(m) for m in self.registry if m.id not in shown]
+        return {"migrations": [self._describe_history(h) for h in histories] + young}
+
+    async def show_migration(
+        self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
+    ) -> dict[str, Any]:
+        wanted = Arguments.of(arguments, "migration").text("migration")
+        found = [
+            description
+            for description in (await self.list_migrations(_caller, {}, _progress))["migrations"]
+            if description["migration"].startswith(wanted)
+        ]
+        if len(found) != 1:
+            raise NotFound(
+                f"{'several migrations have an id that begins' if found else 'there is no migration'} with {wanted}",
+                remedy="`ldm list-migrations` shows those there are",
+            )
+        return dict(found[0])
+
+    def _describe_history(self, history: MigrationHistory) -> dict[str, Any]:
+        entry = history.entry
+        last = [k for k in history.kinds if k is not RecordKind.SETTLED][-1]
+        running = self.registry.get(entry.id)
+        decision = DECISIONS[last]
+        sentence = next((r.sentence for r in reversed(history.records) if r.sentence), "")
+        if running is not None and decision == "in doubt":
+            sentence = _doubt_sentence(running)
+        return {
+            "migration": entry.id,
+            "domain": entry.definition.name,
+            "uuid": entry.definition.uuid,
+            "role": entry.side,
+            "peer": entry.peer,
+            "decision": decision,
+            "records": [_record(record) for record in history.records],
+            "settled": history.settled,
+            "sentence": sentence,
+        }
+
+    def _describe_young(self, migration: Migration) -> dict[str, Any]:
+        return {
+            "migration": migration.id,
+            "domain": migration.name,
+            "uuid": migration.definition.uuid,
+            "role": migration.side,
+            "peer": migration.peer,
+            "decision": "running",
+            "records": [],
+            "settled": False,
+            "sentence": migration.machine.state,
+        }
+
+
+def _record(record: JournalRecord) -> dict[str, Any]:
+    return {
+        "kind": record.kind,
+        "time_unix_ms": record.time_unix_ms,
+        "sentence": record.sentence,
+    }
+
+
+def _findings(migration: Migration) -> list[dict[str, Any]]:
+    return [attrs.asdict(finding) for finding in migration.findings]
+
+
+def _progress(migration: Migration) -> dict[str, Any]:
+    progress = migration.progress
+    return {
+        "phase": progress.phase,
+        "percent": progress.percent,
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+        "rate_bytes_per_second": progress.rate_bytes_per_second,
+        "remaining_seconds": progress.remaining_seconds,
+    }
+
+
+def _doubt_sentence(migration: Migration) -> str:
+    why = f" ({migration.progress.sentence})" if migration.progress.sentence else ""
+    return (
+        f"{migration.name} was granted to {migration.peer} and its answer is not known{why}:"
+        f" the copy here stays suspended, and {migration.peer} is asked again until it answers"
+    )

@@ -1,0 +1,169 @@
+"""The target's front door: links that peers make to us, and which migration each belongs to.
+
+The first message of a link says which: CHECK begins a migration; HANDOFF, RELEASED or CANCEL come back to one that is
+running here or stands in the journal. A peer reaches only migrations that it began itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+import trio
+from attrs import define, field
+
+from ldmd.definition import from_document, valid_name
+from ldmd.errors import DefinitionError, JournalError, LinkError
+from ldmd.host import Host
+from ldmd.journal.records import Side
+from ldmd.link.identity import Peer
+from ldmd.link.pump import Link
+from ldmd.link.stream import BulkTLSStream
+from ldmd.migration import Migration
+from ldmd.recovery import recall
+from ldmd.registry import Registry
+from protocol import messages as m
+from protocol.codec import make_printable
+from protocol.errors import RemoteProtocolError
+from protocol.events import Event
+from protocol.machine import Machine
+from protocol.target import TARGET
+
+log = logging.getLogger("ldmd.reception")
+
+SUPERSEDE_SECONDS: Final = 10.0
+"""How long a new CHECK waits for the end of the older migration of that domain: ending a process takes less."""
+
+
+@define(eq=False)
+class Reception:
+    host: Host
+    registry: Registry
+
+    async def serve(self, stream: BulkTLSStream, peer: Peer) -> None:
+        """One link, from its first byte to its last. Never raises for what the peer did."""
+        visitor = Visitor(self)
+        link = Link(stream, peer, self.host.hello(), visitor)
+        try:
+            await link.run()
+        except LinkError as error:
+            log.warning("%s", error.sentence)
+
+    async def find(self, link: Link, message: m.MigrationMessage) -> Migration | None:
+        """The migration that a link's first message is for; None when it was answered and is none."""
+        try:
+            if isinstance(message, m.Check):
+                return await self._begin(link, message)
+            return await self._find_again(link, message)
+        except JournalError as error:
+            log.error("a link from %s cannot be served: %s", link.peer.name, error)
+            raise RemoteProtocolError("busy", "the journal cannot be read now") from error
+
+    async def _find_again(self, link: Link, message: m.MigrationMessage) -> Migration:
+        running = self.registry.get(message.migration)
+        if running is not None:
+            self._require_owner(running.peer, running.side, link)
+            return running
+        history = await self.host.journal.load_migration(message.migration)
+        if history is None:
+            raise RemoteProtocolError(
+                "unknown-migration", f"there is no record of {message.migration} here"
+            )
+        self._require_owner(history.entry.peer, history.entry.side, link)
+        migration, _ = recall(self.host, history)
+        migration.ended.set()  # only unsettled ones run, and those are in the registry
+        return migration
+
+    def _require_owner(self, peer: str, side: Side, link: Link) -> None:
+        if side is not Side.TARGET or peer != link.peer.name:
+            raise RemoteProtocolError("not-allowed", f"that migration is not {link.peer.name}'s")
+
+    async def _begin(self, link: Link, check: m.Check) -> Migration | None:
+        refuse = _refusal(link, check)
+        if not link.peer.may_send:
+            return refuse(
+                "not-allowed",
+                f"{link.peer.name} may not send domains to {self.host.config.host.name}",
+            )
+        if self.registry.get(check.migration) or await self.host.journal.load_migration(
+            check.migration
+        ):
+            raise RemoteProtocolError("bad-value", "a migration with that id was here before")
+        try:
+            definition = from_document(check.domain)
+        except DefinitionError as error:
+            return refuse(error.code, error.sentence)
+        if check.new_name is not None:
+            if not valid_name(check.new_name):
+                return refuse("definition", f"{check.new_name!r} is not a name for a domain")
+            definition = attrs.evolve(definition, name=check.new_name)
+        await self._supersede(definition.uuid, link.peer)
+        if self.registry.get(check.migration):  # another link was faster meanwhile
+            raise RemoteProtocolError("bad-value", "a migration with that id is here")
+        migration = Migration(
+            self.host,
+            id=check.migration,
+            side=Side.TARGET,
+            peer=link.peer.name,
+            machine=Machine(TARGET, check.run_state.mode),
+            definition=definition,
+            run_state=check.run_state,
+            domain=None,
+        )
+        migration.dry_run = check.dry_run
+        migration.facts = check.facts
+        assert link.hello is not None
+        migration.peer_journal = link.hello.journal
+        self.registry.start(migration)
+        return migration
+
+    async def _supersede(self, uuid: str, peer: Peer) -> None:
+        """The source begins anew: an older migration of the domain that it brought is over, as it knows."""
+        older = self.registry.of_domain(uuid)
+        if older is None or older.side is not Side.TARGET or older.peer != peer.name:
+            return
+        older.post(Event.SUPERSEDED)
+        with trio.move_on_after(SUPERSEDE_SECONDS):
+            await older.ended.wait()
+
+
+@define(eq=False)
+class Visitor:
+    """What a link is before its first message, and what it is connected to from then on."""
+
+    reception: Reception
+    migration: Migration | None = field(default=None, init=False)
+
+    async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
+        if self.migration is None:
+            self.migration = await self.reception.find(link, message)
+            if self.migration is None:
+                return
+            if not self.migration.ended.is_set():
+                self.migration.attach(link)
+        await self.migration.take_message(link, message)
+
+    def take_chunk(self, link: Link, chunk: m.StateChunk) -> None:
+        if self.migration is None:
+            raise RemoteProtocolError("unexpected-message", "a state chunk before any migration")
+        self.migration.take_chunk(link, chunk)
+
+    def link_lost(self, link: Link, sentence: str) -> None:
+        if self.migration is not None:
+            self.migration.link_lost(link, sentence)
+
+
+def _refusal(link: Link, check: m.Check) -> Callable[[str, str], None]:
+    def refuse(code: str, sentence: str) -> None:
+        log.warning("%s asks for a migration: refused: %s [%s]", link.peer.name, sentence, code)
+        link.post(
+            m.Refused(
+                migration=check.migration,
+                code=code,
+                sentence=make_printable(sentence),
+            )
+        )
+
+    return refuse

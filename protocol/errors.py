@@ -1,0 +1,30 @@
+"""Who broke the rules: this side or the other.
+
+    ProtocolError
+     ├── LocalProtocolError    our caller asked for something the tables do not allow: a bug, never caught
+     └── RemoteProtocolError   the peer sent something that is not allowed: the link ends, with a code
+
+The split is h11's: only the second one may ever be caused by what arrives from outside.
+"""
+
+from __future__ import annotations
+
+
+class ProtocolError(Exception):
+    """Base of both; never raised itself."""
+
+
+class LocalProtocolError(ProtocolError, AssertionError):
+    """We broke our own rules. It is a bug; the daemon stops and recovery reads the journal."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the rules; nothing it sent after that is looked at.
+
+    ``code`` is one of ``ERROR_CODES`` in ``protocol/messages.py`` and goes out in the ERROR message.
+    """
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(f"{sentence} [{code}]")
+        self.code = code
+        self.sentence = sentence

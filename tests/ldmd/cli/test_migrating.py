@@ -1,0 +1,215 @@
+"""``ldm migrate-domain`` and ``cancel-operation``: what is said while it happens and at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.ldmd.cli.conftest import Run
+from tests.ldmd.cli.manager import DIGEST, MIGRATION, PHASES, SmallHost
+
+DEADLINE_SECONDS = 20.0
+
+
+def test_each_phase_and_each_ten_percent_has_a_line(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1")
+    result = ldm("migrate-domain", "ldg1", "host-b")
+    assert result.exit_code == 0
+    lines = [line.partition("  ")[0] for line in result.stdout.splitlines()]
+    assert lines[:10] == [
+        "check",
+        "prepare",
+        "prepare 12 %",
+        "prepare 55 %",
+        "prepare 100 %",
+        "transfer",
+        "transfer 12 %",
+        "transfer 55 %",
+        "transfer 100 %",
+        "handoff",
+    ]
+    assert lines[10] == "ldg1 runs on host-b"
+    assert "  downtime  118 ms\n" in result.stdout
+    assert f"  digest    {DIGEST}, equal there\n" in result.stdout
+    assert host.asked == [
+        (
+            "migrate-domain",
+            {"domain": "ldg1", "peer": "host-b", "new_name": None, "dry_run": False},
+        )
+    ]
+
+
+def test_a_new_name_and_a_user(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1")
+    result = ldm("migrate", "ldg1", "root@host-b.example:ldg2")
+    assert result.exit_code == 0
+    assert "ldg2 runs on host-b.example\n" in result.stdout
+    assert "no user is needed" in result.stderr
+    assert host.asked[0][1]["new_name"] == "ldg2"
+
+
+@pytest.mark.parametrize("target", ["", "@b", "a@b@c", "b:", "b:c:d"])
+def test_what_is_no_target(ldm: Run, host: SmallHost, target: str) -> None:
+    result = ldm("migrate", "ldg1", target)
+    assert result.exit_code == 2
+    assert not host.asked
+
+
+def test_a_cold_domain(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1", "bound")
+    result = ldm("migrate", "ldg1", "host-b")
+    assert "ldg1 has moved\n" in result.stdout
+    assert "digest" not in result.stdout
+    assert "downtime" not in result.stdout
+
+
+def test_json_is_one_object(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1")
+    document = json.loads(ldm("migrate", "--json", "ldg1", "host-b").stdout)
+    assert document["migration"] == MIGRATION
+    assert document["outcome"] == "completed"
+    assert document["phases"] == PHASES
+    assert document["digest_source"] == document["digest_target"] == DIGEST
+
+
+def test_dry_run(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1")
+    host.add("too-big")
+    good = ldm("migrate", "-n", "ldg1", "host-b")
+    assert good.exit_code == 0
+    assert good.stdout == (
+        "  note    clocks (ldg1): 70 s apart\nmigrating ldg1 to host-b would succeed\n"
+    )
+    assert host.asked[0][1]["dry_run"] is True
+    bad = ldm("migrate", "-n", "too-big", "host-b")
+    assert bad.exit_code == 1
+    assert bad.stdout == (
+        "  failed  memory (ldg1): 512MiB is needed, 64MiB is free\n"
+        "          unbind another domain\n"
+        "  note    clocks (ldg1): 70 s apart\n"
+        "migrating too-big would fail if attempted\n"
+    )
+    assert "too-big cannot move" in bad.stderr
+
+
+def test_failed_checks_in_json(ldm: Run, host: SmallHost) -> None:
+    host.add("too-big")
+    result = ldm("migrate", "--json", "too-big", "host-b")
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert error["code"] == "checks-failed"
+    assert [finding["code"] for finding in error["facts"]["findings"]] == ["memory", "clocks"]
+
+
+def test_in_doubt(ldm: Run, host: SmallHost) -> None:
+    host.add("unlucky")
+    result = ldm("migrate", "unlucky", "host-b")
+    assert result.exit_code == 75
+    assert "in doubt: host-b does not answer\n" in result.stdout
+    assert "unlucky was granted to host-b" in result.stderr
+
+
+def test_cancel_operation(ldm: Run, host: SmallHost) -> None:
+    host.add("slow")
+    host.add("ldg1")
+    in_time = ldm("cancel-operation", "migration", "slow")
+    assert (in_time.exit_code, in_time.stdout) == (0, "slow stays on host-a\n")
+    late = ldm("cancel-op", "migration", "ldg1")
+    assert (late.exit_code, late.stdout) == (1, "too late: ldg1 is on host-b\n")
+    assert (
+        json.loads(ldm("cancel-op", "--json", "migration", "ldg1").stdout)["decision"] == "target"
+    )
+    assert ldm("cancel-op", "reconf", "ldg1").exit_code == 2
+
+
+# ---- as a process of its own ---------------------------------------------------------------------
+
+
+@contextmanager
+def started(
+    socket_path: Path, *words: str, stdout: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from ldmd.cli import main; main()", *words],
+        env=os.environ | {"LDM_SOCKET": str(socket_path), "TERM": "xterm", "COLUMNS": "80"},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(DEADLINE_SECONDS)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def test_an_interrupt_asks_for_the_cancel_and_gets_the_answer(
+    socket_path: Path, host: SmallHost
+) -> None:
+    host.add("slow")
+    with started(socket_path, "migrate", "slow", "host-b") as process:
+        assert host.migrating.wait(DEADLINE_SECONDS)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=DEADLINE_SECONDS)
+    assert host.cancelled.is_set()
+    assert process.returncode == 1
+    assert "cancel asked for; waiting for the answer" in stdout
+    assert "slow stays on host-a\n" in stdout
+    assert stderr == "ldm: slow stays on host-a: cancelled\n     start it again\n"
+
+
+def test_a_hang_up_does_not_ask_for_it(socket_path: Path, host: SmallHost) -> None:
+    host.add("slow")
+    with started(socket_path, "migrate", "slow", "host-b") as process:
+        assert host.migrating.wait(DEADLINE_SECONDS)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(DEADLINE_SECONDS) == -signal.SIGHUP
+    assert not host.cancelled.is_set()
+
+
+def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost) -> None:
+    host.add("ldg1")
+    leader, follower = pty.openpty()
+    received = bytearray()
+
+    def read() -> None:
+        while True:
+            try:
+                chunk = os.read(leader, 65536)
+            except OSError:  # EIO: nobody has the other end any more
+                return
+            if not chunk:
+                return
+            received.extend(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with started(socket_path, "migrate", "ldg1", "host-b", stdout=follower) as process:
+            os.close(follower)
+            assert process.wait(DEADLINE_SECONDS) == 0
+    finally:
+        reader.join(DEADLINE_SECONDS)
+        os.close(leader)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", received.decode())
+    lines = re.split(r"[\r\n]+", text)
+    for phase in PHASES:
+        assert any(re.fullmatch(rf"{phase} +━+ 100 % ?.*", line.rstrip()) for line in lines), lines
+    assert all(len(line) <= 80 for line in lines)
+    assert "ldg1 runs on host-b" in lines

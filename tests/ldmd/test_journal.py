@@ -1,0 +1,420 @@
+"""The journal on a real file: durable, atomic, locked, and never garbage."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from ldmd.definition import to_document
+from ldmd.errors import JournalError
+from ldmd.journal.records import (
+    DomainEntry,
+    DomainState,
+    MigrationEntry,
+    MigrationHistory,
+    Side,
+)
+from ldmd.journal.store import Journal
+from protocol.actions import RecordKind
+from protocol.phases import RunState
+from tests.ldmd.host import define
+
+K = RecordKind
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal.sqlite"
+
+
+def make_entry(
+    migration_id: str = "a" * 32, *, side: Side = Side.SOURCE, name: str = "ldg1"
+) -> MigrationEntry:
+    return MigrationEntry(
+        id=migration_id,
+        side=side,
+        peer="host-b",
+        peer_journal="b" * 32,
+        definition=define(name),
+        run_state=RunState.RUNNING,
+    )
+
+
+def domain_of(
+    entry: MigrationEntry, state: DomainState = DomainState.ACTIVE, migration: str | None = None
+) -> DomainEntry:
+    return DomainEntry(definition=entry.definition, state=state, migration=migration)
+
+
+async def read_all(path: Path) -> tuple[str, list[DomainEntry], list[MigrationHistory]]:
+    journal = await Journal.open(path)
+    try:
+        return journal.id, await journal.load_domains(), await journal.load_migrations()
+    finally:
+        await journal.aclose()
+
+
+async def fill(path: Path) -> tuple[str, list[DomainEntry], list[MigrationHistory]]:
+    """Domains in each state, a settled migration and two open ones; gives what lies there."""
+    journal = await Journal.open(path)
+    settled, held = make_entry("1" * 32), make_entry("2" * 32, name="ldg2")
+    receiving = make_entry("3" * 32, side=Side.TARGET, name="ldg3")
+    await journal.add_domain(domain_of(settled, DomainState.BOUND))
+    await journal.add_domain(domain_of(held))
+    for kind in (K.PREPARING, K.ABORTED, K.SETTLED):
+        await journal.append(settled, kind, f"why {kind}")
+    await journal.append(held, K.PREPARING, "")
+    await journal.append(held, K.GRANTED, "")
+    await journal.append(
+        receiving, K.PREPARED, "", receiving=domain_of(receiving, migration=receiving.id)
+    )
+    await journal.aclose()
+    return await read_all(path)
+
+
+# ---- durable ---------------------------------------------------------------------------------------------
+
+
+async def test_everything_is_there_after_reopening(path: Path) -> None:
+    before = await fill(path)
+    journal_id, domains, migrations = await read_all(path)
+    assert (journal_id, domains, migrations) == before
+    assert len(journal_id) == 32
+    assert [(d.definition.name, d.state, d.migration) for d in domains] == [
+        ("ldg1", DomainState.BOUND, None),
+        ("ldg2", DomainState.ACTIVE, "2" * 32),
+        ("ldg3", DomainState.ACTIVE, "3" * 32),
+    ]
+    assert [m.entry.id for m in migrations] == ["1" * 32, "2" * 32, "3" * 32]
+    assert migrations[0].kinds == (K.PREPARING, K.ABORTED, K.SETTLED)
+    assert [r.sentence for r in migrations[0].records] == [f"why {k}" for k in migrations[0].kinds]
+    assert [m.settled for m in migrations] == [True, False, False]
+
+
+async def test_a_killed_process_loses_nothing_that_was_written(path: Path) -> None:
+    code = f"""
+import os, trio
+from pathlib import Path
+from ldmd.journal.store import Journal
+from tests.ldmd.test_journal import domain_of, make_entry
+from protocol.actions import RecordKind
+
+async def main():
+    journal = await Journal.open(Path({str(path)!r}))
+    entry = make_entry()
+    await journal.add_domain(domain_of(entry))
+    await journal.append(entry, RecordKind.PREPARING, "the last words")
+    os.kill(os.getpid(), 9)
+
+trio.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    assert done.returncode == -9
+    _, domains, migrations = await read_all(path)
+    assert domains[0].migration == migrations[0].entry.id
+    assert migrations[0].records[0].sentence == "the last words"
+
+
+async def test_each_commit_is_synced(path: Path) -> None:
+    journal = await Journal.open(path)
+
+    def ask(pragma: str) -> object:
+        return journal._connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+
+    assert (ask("journal_mode"), ask("synchronous"), ask("locking_mode"), ask("foreign_keys")) == (
+        "wal",
+        2,  # FULL
+        "exclusive",
+        1,
+    )
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    await journal.aclose()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+async def test_two_journals_never_have_one_id(tmp_path: Path) -> None:
+    ids = [(await read_all(tmp_path / str(n) / "journal.sqlite"))[0] for n in range(3)]
+    assert len(set(ids)) == 3
+
+
+# ---- one manager -----------------------------------------------------------------------------------------
+
+
+async def test_a_second_manager_is_refused(path: Path) -> None:
+    first = await Journal.open(path)
+    with pytest.raises(JournalError, match="is in use by another manager") as caught:
+        await Journal.open(path)
+    assert caught.value.remedy == "only one manager may run on one state-directory"
+    await first.add_domain(domain_of(make_entry()))  # the first one is not disturbed
+    await first.aclose()
+    assert len((await read_all(path))[1]) == 1
+
+
+async def test_a_closed_journal_is_a_journal_error(path: Path) -> None:
+    journal = await Journal.open(path)
+    await journal.aclose()
+    with pytest.raises(JournalError, match="cannot be used"):
+        await journal.load_domains()
+
+
+# ---- what stands in one transaction ----------------------------------------------------------------------
+
+
+async def test_preparing_lets_the_migration_hold_the_domain_and_settled_lets_go(path: Path) -> None:
+    journal = await Journal.open(path)
+    entry = make_entry()
+    await journal.add_domain(domain_of(entry))
+
+    async def holder() -> str | None:
+        (domain,) = await journal.load_domains()
+        return domain.migration
+
+    for kind in (K.PREPARING, K.GRANTED, K.COMPLETED):
+        await journal.append(entry, kind, "")
+        assert await holder() == entry.id
+    assert [m.entry.id for m in await journal.load_unsettled()] == [entry.id]
+    await journal.append(entry, K.SETTLED, "")
+    assert await holder() is None
+    assert await journal.load_unsettled() == []
+    await journal.aclose()
+
+
+async def test_prepared_comes_with_its_domain_or_not_at_all(path: Path) -> None:
+    journal = await Journal.open(path)
+    entry = make_entry(side=Side.TARGET)
+    await journal.add_domain(domain_of(make_entry(name=entry.definition.name)))  # the name is taken
+    with pytest.raises(JournalError):
+        await journal.append(entry, K.PREPARED, "", receiving=domain_of(entry, migration=entry.id))
+    assert await journal.load_migrations() == []
+    assert len(await journal.load_domains()) == 1
+
+    free = attrs.evolve(entry, definition=define("ldg9"))
+    await journal.append(free, K.PREPARED, "", receiving=domain_of(free, migration=free.id))
+    assert [d.migration for d in await journal.load_domains()] == [None, free.id]
+    assert [m.kinds for m in await journal.load_migrations()] == [(K.PREPARED,)]
+    await journal.aclose()
+
+
+async def test_records_stay_in_the_order_of_writing(path: Path) -> None:
+    journal = await Journal.open(path)
+    one, two = make_entry("f" * 32), make_entry("0" * 32, name="ldg2")
+    for number in range(12):
+        await journal.append(one, K.PREPARING, f"{number}")
+        await journal.append(two, K.PREPARING, f"{-number}")
+    histories = await journal.load_migrations()
+    assert [h.entry.id for h in histories] == [one.id, two.id], "oldest first, not by id"
+    assert [r.sentence for r in histories[0].records] == [str(n) for n in range(12)]
+    assert await journal.load_migrations(uuid=two.definition.uuid) == [histories[1]]
+    assert await journal.load_migration(one.id) == histories[0]
+    assert await journal.load_migration("e" * 32) is None
+    await journal.aclose()
+
+
+async def test_domains_change_and_go(path: Path) -> None:
+    journal = await Journal.open(path)
+    entry = make_entry()
+    await journal.add_domain(domain_of(entry, DomainState.INACTIVE))
+    for state in (DomainState.BOUND, DomainState.ACTIVE, DomainState.INACTIVE):
+        await journal.set_state(entry.definition.uuid, state)
+        assert [d.state for d in await journal.load_domains()] == [state]
+    for _ in range(2):
+        await journal.remove_domain(entry.definition.uuid)
+        assert await journal.load_domains() == []
+    await journal.aclose()
+
+
+# ---- what a disk may have made of it ---------------------------------------------------------------------
+
+
+async def refused_or_intact(path: Path, wanted: object) -> bool:
+    """Open a journal that may be damaged; True when it was refused, and its file is as it was."""
+    before = path.read_bytes()
+    try:
+        found = await read_all(path)
+    except JournalError:
+        assert path.read_bytes() == before, "a refused journal was changed"
+        return True
+    assert found == wanted, "garbage was taken for content"
+    return False
+
+
+async def test_a_flipped_bit_is_seen(path: Path) -> None:
+    wanted = await fill(path)
+    intact = path.read_bytes()
+    rng = random.Random(1)
+    used = [n for n, byte in enumerate(intact) if byte]
+    positions = [*range(100), *rng.sample(used, 300), *rng.sample(range(len(intact)), 50)]
+    refused = 0
+    for position in positions:
+        damaged = bytearray(intact)
+        damaged[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        refused += await refused_or_intact(path, wanted)
+    assert refused > 250, "most flips in bytes that are in use must be seen"
+
+
+async def test_a_flipped_value_is_seen(path: Path) -> None:
+    """A digit of a definition: the database is in order, and says something else."""
+    await fill(path)
+    intact = path.read_bytes()
+    for old, new in (
+        (b'"memory-bytes":2097152', b'"memory-bytes":3145728'),
+        (b"why ABORTED", b"why aBORTED"),
+        (b"host-b", b"host-c"),
+        (b"GRANTED", b"GRANTEE"),
+    ):
+        assert old in intact
+        path.write_bytes(intact.replace(old, new))
+        with pytest.raises(JournalError, match="is damaged"):
+            await Journal.open(path)
+        assert path.read_bytes() == intact.replace(old, new)
+
+
+async def test_a_truncated_file_is_seen(path: Path) -> None:
+    wanted = await fill(path)
+    intact = path.read_bytes()
+    rng = random.Random(2)
+    for size in (0, 1, 99, 100, 512, 4096, len(intact) - 1, *rng.sample(range(len(intact)), 40)):
+        path.write_bytes(intact[:size])
+        assert await refused_or_intact(path, wanted), f"{size} of {len(intact)} bytes were accepted"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 8192, b"not a database, and longer than that"])
+async def test_a_file_that_is_no_journal_is_left_alone(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match="is damaged"):
+        await Journal.open(path)
+    assert path.read_bytes() == content
+
+
+async def test_a_journal_whose_file_is_gone_is_not_begun_anew(path: Path) -> None:
+    journal = await Journal.open(path)
+    await journal.add_domain(domain_of(make_entry()))
+    with_log = {p: p.read_bytes() for p in path.parent.iterdir()}
+    await journal.aclose()
+    for file, content in with_log.items():
+        file.write_bytes(content)
+    path.unlink()
+    with pytest.raises(JournalError, match=r"it is not there, but .*-wal is"):
+        await Journal.open(path)
+    assert not path.exists()
+
+
+async def test_another_database_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE photographs (name TEXT)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="is damaged"):
+        await Journal.open(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
+    await fill(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(
+        JournalError, match="has version 2, this manager writes version 1"
+    ) as caught:
+        await Journal.open(path)
+    assert "or a newer one" in caught.value.remedy
+    assert path.read_bytes() == before
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir(parents=True)
+
+
+def put_file_in_the_way(path: Path) -> None:
+    path.parent.write_text("in the way")
+
+
+@pytest.mark.parametrize("obstruct", [make_directory, put_file_in_the_way])
+async def test_what_cannot_be_opened_is_a_journal_error(
+    path: Path, obstruct: Callable[[Path], None]
+) -> None:
+    obstruct(path)
+    with pytest.raises(JournalError, match="cannot be opened"):
+        await Journal.open(path)
+
+
+# ---- no room ---------------------------------------------------------------------------------------------
+
+FULL = """
+import resource, signal, sys, trio
+from pathlib import Path
+from ldmd.errors import JournalError
+from ldmd.journal.store import Journal
+from protocol.actions import RecordKind
+from tests.ldmd.test_journal import domain_of, make_entry
+
+async def main():
+    path = Path(sys.argv[1])
+    journal = await Journal.open(path)
+    await journal.add_domain(domain_of(make_entry()))
+    size = (path.parent / (path.name + "-wal")).stat().st_size
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as a full disk: an error of write(2)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 8192, hard))
+    written = refused = 0
+    for number in range(20):
+        entry = make_entry(f"{number:032x}", name=f"full{number}")
+        try:
+            await journal.append(entry, RecordKind.PREPARED, "x" * 3000, receiving=domain_of(entry))
+            written += 1
+        except JournalError as error:
+            assert "cannot be used" in str(error), error
+            refused += 1
+    assert refused > 10, (written, refused)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    last = make_entry("f" * 32, name="last")
+    await journal.append(last, RecordKind.PREPARED, "", receiving=domain_of(last))
+    print(written, flush=True)
+
+trio.run(main)
+"""
+
+
+async def test_a_full_disk_refuses_and_keeps_what_was_there(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    written = int(done.stdout)
+    _, domains, migrations = await read_all(path)
+    names = {d.definition.name for d in domains}
+    assert {"ldg1", "last"} <= names
+    assert len(domains) == written + 2
+    assert {h.entry.definition.name for h in migrations} == names - {"ldg1"}
+
+
+def test_the_limit_of_this_process_is_untouched() -> None:
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+async def test_a_copy_of_the_files_opens_elsewhere(path: Path, tmp_path: Path) -> None:
+    """What an operator restores: the files as they lay there while the manager was running."""
+    journal = await Journal.open(path)
+    entry = make_entry()
+    await journal.add_domain(domain_of(entry))
+    shutil.copytree(path.parent, tmp_path / "copy")
+    await journal.aclose()
+    _, domains, _ = await read_all(tmp_path / "copy" / path.name)
+    assert [to_document(d.definition) for d in domains] == [to_document(entry.definition)]
+    assert os.listdir(tmp_path / "copy") == [path.name]
