@@ -13,6 +13,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import trio
 from attrs import define, field
@@ -20,6 +21,7 @@ from attrs import define, field
 from ldmd import console_log
 from ldmd.definition import DomainDefinition
 from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown, WrongState
+from ldmd.hypervisor import process
 from ldmd.hypervisor.driver import DomainProcess, Hypervisor, RunStatus
 from ldmd.inventory import Inventory
 from ldmd.journal.records import DomainEntry, DomainState
@@ -27,6 +29,9 @@ from ldmd.journal.store import Journal
 from protocol.phases import RunState
 
 log = logging.getLogger("ldmd.domains")
+
+ADOPTED_AT_ONCE: Final = 32
+"""Each takes a descriptor, and may take as long as its driver waits for an answer."""
 
 
 @define(eq=False, kw_only=True)
@@ -72,20 +77,43 @@ class Domains:
 
     async def load(self) -> None:
         """At start: read the journal and adopt every process that lives. Raises JournalError."""
-        for entry in await self.journal.load_domains():
-            domain = Domain(
-                definition=entry.definition, state=entry.state, migration=entry.migration
-            )
-            self._by_uuid[entry.definition.uuid] = domain
-            if entry.state is not DomainState.INACTIVE:
-                self.inventory.hold(entry.definition.uuid, entry.definition)
-            if entry.state is DomainState.ACTIVE:
-                known = await self._adopt(domain)
-                if known and domain.process is None and domain.migration is None:
-                    log.warning(
-                        "domain %s ended while no manager ran: it is bound now", domain.name
-                    )
-                    await self._now_bound(domain)
+        limiter = trio.CapacityLimiter(ADOPTED_AT_ONCE)
+        async with (
+            trio.open_nursery() as nursery
+        ):  # together: domains that do not answer cost one wait
+            for entry in await self.journal.load_domains():
+                domain = Domain(
+                    definition=entry.definition, state=entry.state, migration=entry.migration
+                )
+                self._by_uuid[entry.definition.uuid] = domain
+                if entry.state is not DomainState.INACTIVE:
+                    self.inventory.hold(entry.definition.uuid, entry.definition)
+                if entry.state is DomainState.ACTIVE:
+                    nursery.start_soon(self._adopt_at_start, domain, limiter)
+        self._look_for_orphans()
+
+    def _look_for_orphans(self) -> None:
+        """Processes that the journal does not know: of a journal that was lost. They run, so nobody may take their place."""
+        for directory in sorted(self.run_directory.glob("*")):
+            domain = self._by_uuid.get(directory.name)
+            if domain is not None and domain.state is DomainState.ACTIVE:
+                continue
+            if (pid := living_process(directory)) is not None:
+                self.inventory.orphans[directory.name] = directory
+                log.error(
+                    "process %s in %s is a domain's that the journal does not know: it goes on, and no domain"
+                    " with the uuid %s is taken until it has ended",
+                    pid,
+                    directory,
+                    directory.name,
+                )
+
+    async def _adopt_at_start(self, domain: Domain, limiter: trio.CapacityLimiter) -> None:
+        async with limiter:
+            known = await self._adopt(domain)
+        if known and domain.process is None and domain.migration is None:
+            log.warning("domain %s ended while no manager ran: it is bound now", domain.name)
+            await self._now_bound(domain)
 
     async def _adopt(self, domain: Domain) -> bool:
         """Find its process; False when it is not known whether one lives."""
@@ -134,6 +162,8 @@ class Domains:
         """
         domain = self.get(name)
         async with domain.lock:
+            if self._by_uuid.get(domain.definition.uuid) is not domain:  # removed while we waited
+                raise NotFound(f"there is no domain {name} on this host any more")
             if not (while_settling and domain.settling):
                 require_free(domain)
             yield domain
@@ -376,6 +406,15 @@ class Domains:
         for domain in self._by_uuid.values():
             if domain.process is not None:
                 await domain.process.aclose()
+
+
+def living_process(directory: Path) -> str | None:
+    """What is known of a process that a run directory belongs to; None when it is certain that none lives."""
+    try:
+        identity = process.find(directory)
+    except OutcomeUnknown as error:
+        return error.sentence
+    return None if identity is None else f"pid {identity.pid}"
 
 
 def _reapable(domain: Domain) -> bool:

@@ -16,7 +16,8 @@ from attrs import field, frozen
 
 from ldmd.config import Config
 from ldmd.definition import DomainDefinition, format_size
-from ldmd.errors import Busy, HypervisorError, NotFound
+from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown
+from ldmd.hypervisor import process
 from ldmd.hypervisor.driver import Attachments, Capabilities, Hypervisor
 from protocol.phases import Mode, RunState
 
@@ -66,6 +67,8 @@ class View:
 class Inventory:
     config: Config
     hypervisors: Mapping[str, Hypervisor]
+    orphans: dict[str, Path] = field(factory=dict, init=False)
+    """Uuid -> run directory of processes that the journal does not know."""
     _holds: dict[str, Hold] = field(factory=dict, init=False)
 
     # ---- room ------------------------------------------------------------------------------------------
@@ -169,7 +172,8 @@ class Inventory:
             capabilities=capabilities,
             unavailable=unavailable,
             names={d.name: d.uuid for d in everything},
-            uuids={d.uuid: "promised" for d in promised}
+            uuids=dict.fromkeys(self._living_orphans())
+            | {d.uuid: "promised" for d in promised}
             | {d.definition.uuid: d.migration for d in defined},
             macs={net.mac: d.name for d in everything for net in d.vnets},
             memory_free_bytes=self.memory_free_bytes,
@@ -188,6 +192,16 @@ class Inventory:
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
             incoming_free=self.config.resources.incoming_max - len(promised),
         )
+
+    def _living_orphans(self) -> Iterable[str]:
+        for uuid, directory in list(self.orphans.items()):
+            try:
+                if process.find(directory) is None:
+                    del self.orphans[uuid]
+                    continue
+            except OutcomeUnknown:
+                pass  # not certain that it has ended: it counts
+            yield uuid
 
     async def facts(self, definition: DomainDefinition, run_state: RunState) -> dict[str, object]:
         """What CHECK tells the target about this host and this domain; see docs/protocol.md.

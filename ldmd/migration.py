@@ -231,6 +231,8 @@ class Migration:
 
     def _answer(self, link: Link, message: m.MigrationMessage) -> None:
         """It has ended: a repeated question gets the recorded answer."""
+        if not self.machine.finished:  # the manager is stopping: the next one answers
+            raise RemoteProtocolError("stopping", "the manager is stopping")
         for action in self.machine.step(event_of(message)):
             assert isinstance(action, Send), "an ended migration only speaks"
             link.post(MESSAGES[action.message](self))
@@ -324,7 +326,8 @@ class Migration:
                 self.explain(event, "link-lost", str(detail))
             elif isinstance(detail, m.MigrationMessage):
                 self._retries = 0  # the peer answers
-                self._note_message(detail)
+                if self._is_news(event):
+                    self._note_message(detail)
         elif isinstance(origin, Running):
             if origin is not self._operation:
                 return
@@ -338,6 +341,13 @@ class Migration:
         elif event is Event.DEADLINE:
             self._note_deadline()
         await self._step(event)
+
+    def _is_news(self, event: Event) -> bool:
+        """Whether the table takes it and goes on by it: what it refuses or ignores is not believed either."""
+        row = self.machine.table.index.get((self.machine.state, event, self.machine.mode))
+        if row is None:
+            return False
+        return row.next_state != self.machine.state or event is Event.PREPARE_PROGRESS
 
     def _note_message(self, message: m.MigrationMessage) -> None:
         match message:
@@ -481,6 +491,8 @@ class Migration:
                 await self._append(kind)
             except JournalError as error:
                 log.error("migration %s of %s: %s", self.id[:8], self.name, error)
+                self.progress.sentence = error.sentence
+                await self._tell_change()
                 if kind in GIVE_UP_POSSIBLE:
                     self.explain(Event.RECORD_FAILED, error.code, error.sentence, error.remedy)
                     return False

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import trio
-from attrs import define
+from attrs import define, field
 
 from ldmd import __version__
 from ldmd.control import Arguments, Caller, Progress, Verb
@@ -42,6 +42,12 @@ log = logging.getLogger("ldmd.operations")
 PROGRESS_SECONDS = 0.1
 """How often an operator who waits is shown how far it is."""
 
+STATUS_SECONDS = 1.0
+"""A domain that has not said by then how it is, is shown as unknown."""
+
+ASKED_AT_ONCE = 32
+"""Domains asked for their status at the same time: each takes a descriptor."""
+
 SETTLE_WAIT_SECONDS = 2.0
 """A migration that is decided is reported then at the latest; the last message to the peer may take longer."""
 
@@ -62,6 +68,7 @@ class Operations:
     host: Host
     registry: Registry
     port: int
+    _asking: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(ASKED_AT_ONCE))
 
     def verbs(self) -> dict[str, Verb]:
         simple = {
@@ -117,22 +124,37 @@ class Operations:
     ) -> dict[str, Any]:
         wanted = Arguments.of(arguments, "names").texts("names")
         domains = [self.host.domains.get(name) for name in wanted] or list(self.host.domains)
+        # all at once: domains that do not answer cost one wait together
+        described: dict[str, dict[str, Any]] = {}
+
+        async def describe(domain: Domain) -> None:
+            described[domain.definition.uuid] = await self._describe(domain)
+
+        async with trio.open_nursery() as nursery:
+            for domain in domains:
+                nursery.start_soon(describe, domain)
         return {
             "host": self.host.config.host.name,
-            "domains": [await self._describe(domain) for domain in domains],
+            "domains": [described[domain.definition.uuid] for domain in domains],
         }
+
+    async def _ask_run_state(self, domain: Domain) -> str | None:
+        if domain.state is not DomainState.ACTIVE:
+            return None
+        if domain.process is None:
+            # not found at start; or not there yet, or no more, while a migration holds it
+            return RunStatus.GONE if domain.migration else "unknown"
+        with trio.move_on_after(STATUS_SECONDS):
+            async with self._asking:
+                try:
+                    return await domain.process.status()
+                except OutcomeUnknown:
+                    return "unknown"
+        return "unknown"
 
     async def _describe(self, domain: Domain) -> dict[str, Any]:
         definition, process = domain.definition, domain.process
-        run_state: str | None = None
-        if domain.state is DomainState.ACTIVE:
-            try:
-                if process is not None:
-                    run_state = await process.status()
-                else:  # not found at start; or not there yet, or no more, while a migration holds it
-                    run_state = RunStatus.GONE if domain.migration else "unknown"
-            except OutcomeUnknown:
-                run_state = "unknown"
+        run_state = await self._ask_run_state(domain)
         return {
             "name": definition.name,
             "uuid": definition.uuid,
@@ -298,7 +320,7 @@ class Operations:
     def _report(self, migration: Migration) -> dict[str, Any]:
         """The result of a migration that moved (or a clean dry run). Raises what else became of it."""
         hard = [finding for finding in migration.findings if finding.hard]
-        if hard:
+        if hard and migration.decision is Decision.SOURCE:
             raise ChecksFailed(
                 f"{migration.name} cannot move to {migration.peer}: {len(hard)} of the checks failed",
                 remedy="; ".join(f.remedy for f in hard if f.remedy),

@@ -87,10 +87,6 @@ class Reception:
                 "not-allowed",
                 f"{link.peer.name} may not send domains to {self.host.config.host.name}",
             )
-        if self.registry.get(check.migration) or await self.host.journal.load_migration(
-            check.migration
-        ):
-            raise RemoteProtocolError("bad-value", "a migration with that id was here before")
         try:
             definition = from_document(check.domain)
         except DefinitionError as error:
@@ -100,8 +96,9 @@ class Reception:
                 return refuse("definition", f"{check.new_name!r} is not a name for a domain")
             definition = attrs.evolve(definition, name=check.new_name)
         await self._supersede(definition.uuid, link.peer)
-        if self.registry.get(check.migration):  # another link was faster meanwhile
-            raise RemoteProtocolError("bad-value", "a migration with that id is here")
+        known = await self.host.journal.load_migration(check.migration)
+        if known is not None or self.registry.get(check.migration) is not None:
+            raise RemoteProtocolError("bad-value", "a migration with that id was here before")
         migration = Migration(
             self.host,
             id=check.migration,

@@ -145,6 +145,10 @@ class Link:
         self._aborted = True
         self._scope.cancel()
 
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
     async def wait_ended(self) -> None:
         await self._ended.wait()
 

@@ -37,6 +37,10 @@ async def connect(migration: Migration) -> Event:
     except (LinkError, ConfigurationError) as error:
         return migration.explain(Event.CONNECT_FAILED, error.code, error.sentence, error.remedy)
     assert link.hello is not None
+    if link.ended:
+        return migration.explain(
+            Event.CONNECT_FAILED, "link-lost", f"{peer.name} closed the link at once"
+        )
     migration.new_link = link
     if migration.peer_journal and link.hello.journal != migration.peer_journal:
         return migration.explain(
