@@ -333,10 +333,14 @@ class Domains:
     # ---- processes ---------------------------------------------------------------------------------------
 
     def make_directory(self, uuid: str) -> Path:
+        """Empty and private; an earlier process's console and logs go. Raises HypervisorError if that process lives."""
         directory = self.directory_of(uuid)
-        if (
-            directory.exists()
-        ):  # of an earlier process, which is gone: its console and logs go with it
+        if (pid := living_process(directory)) is not None:
+            raise HypervisorError(
+                f"a process of that domain lives already ({pid})",
+                remedy=f"look at it in {directory}; end it only if it is not the domain's only copy",
+            )
+        if directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(mode=0o700, parents=True)
         return directory

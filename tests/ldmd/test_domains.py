@@ -554,3 +554,51 @@ async def test_a_receiving_domain_is_expected(domains: Domains) -> None:
     )
     assert cold.migration == "m1"
     assert domains.inventory.memory_free_bytes == 62 * MIB
+
+
+async def test_a_verb_does_not_act_on_a_domain_that_was_removed_meanwhile(domains: Domains) -> None:
+    """Both want the lock; whoever comes second meets what is there then."""
+    definition = define()
+    for _ in range(20):
+        await domains.add(definition)
+        done: list[str] = []
+
+        async def ask(verb: str, done: list[str] = done) -> None:
+            try:
+                async with domains.operation(definition.name) as domain:
+                    await do(domains, verb, domain)
+                    done.append(verb)
+            except (NotFound, WrongState):
+                pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "remove")
+            nursery.start_soon(ask, "bind")
+        assert len(done) == 1
+        if done == ["bind"]:
+            async with domains.operation(definition.name) as domain:
+                await domains.unbind(domain)
+                await domains.remove(domain)
+        assert domains.inventory.memory_free_bytes == 64 * MIB
+
+
+async def test_a_process_that_the_journal_does_not_know_keeps_its_uuid(
+    settings: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The journal was lost; the domain still runs. Nobody starts a second one."""
+    async with open_domains(settings) as before:
+        definition = (await make(before, DomainState.ACTIVE)).definition
+        directory = before.directory_of(definition.uuid)
+    for path in settings.host.state_directory.glob("journal*"):
+        path.unlink()
+    async with open_domains(settings) as domains:
+        assert "the journal does not know" in caplog.text
+        with pytest.raises(Busy, match="uuid"):
+            await domains.add(definition)
+        view = await domains.inventory.view(domains)
+        assert definition.uuid in view.uuids  # nor does a migration bring it
+        with pytest.raises(HypervisorError, match="lives already"):
+            domains.make_directory(definition.uuid)
+        assert len(processes_in(directory)) == 1
+        await end_processes(settings)
+        await domains.add(definition)  # it has ended: the uuid is free
