@@ -173,7 +173,7 @@ class Fleet:
         return path.read_bytes().decode(errors="replace") if path.exists() else ""
 
 
-async def wait_for(condition: Any, timeout_seconds: float = 15.0) -> Any:
+async def wait_for(condition: Any, timeout_seconds: float = 40.0) -> Any:
     """Until ``await condition()`` is true; returns what it gave."""
     with trio.fail_after(timeout_seconds):
         while True:
@@ -203,6 +203,10 @@ async def make_fleet(
                 for manager in fleet.managers.values():
                     nursery.start_soon(manager.start)
         yield fleet
+    except BaseException:
+        for manager in fleet.managers.values():  # pytest shows it with the failure
+            print(f"---- {manager.name}\n{manager.log() if manager.log_path.exists() else ''}")
+        raise
     finally:
         with trio.CancelScope(shield=True):
             for manager in fleet.managers.values():

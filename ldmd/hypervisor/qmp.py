@@ -1,9 +1,11 @@
 """QMP over a unix socket: a pump between ``qmp_codec`` and a stream.
 
 A connection lives for one operation of the driver, not for the domain's life. QEMU serves one client at a time, so
-nothing may sit on the socket; events that nobody reads would pile up in QEMU; and a command that was cancelled or ran
-out of time takes its connection with it, so no late answer is ever taken for another's. Connecting costs under a
-millisecond.
+nothing may sit on the socket, and events that nobody reads would pile up in QEMU. Connecting costs under a millisecond.
+
+A command that was cancelled or ran out of time takes its connection with it, and that is not enough: QEMU (seen with
+7.2) gives the late answer to the *next* client, before its greeting or after. So every connection counts its commands
+from a number of its own, and answers to others are passed over.
 
 What can go wrong is kept apart: an error that QEMU answered is a ``HypervisorError`` with QEMU's words. Everything
 after which the command may have been carried out is ``OutcomeUnknown``.
@@ -11,6 +13,7 @@ after which the command may have been carried out is ``OutcomeUnknown``.
 
 from __future__ import annotations
 
+import secrets
 import socket
 from array import array
 from collections import deque
@@ -51,7 +54,7 @@ class Qmp:
     _codec: QmpCodec
     _answer_seconds: float
     event_count: int = field(default=0, init=False)
-    _last_id: int = field(default=0, init=False)
+    _last_id: int = field(factory=lambda: secrets.randbits(48), init=False)
 
     async def execute(
         self,
@@ -91,9 +94,8 @@ class Qmp:
         """
         with _outcome_unknown("QEMU does not tell any more what happens"):
             while self.event_count <= count:
-                message = await self._receive()
-                if not isinstance(message, Event):
-                    raise QmpFault(f"{message!r} came without being asked for")
+                if isinstance(await self._receive(), Greeting):
+                    raise QmpFault("it greets twice")
 
     def saw(self, event: str) -> bool:
         return any(e.name == event for e in self.events)
@@ -107,13 +109,19 @@ class Qmp:
             await self._stream.send_all(line)
 
     async def _wait_reply(self) -> Reply | ErrorReply:
+        ours = (self._last_id, None)  # None: QEMU could not read the command
         while True:
             message = await self._receive()
-            if isinstance(message, Reply | ErrorReply):
-                # Commands are answered in order and one at a time, so any other id is not QMP.
-                if message.command_id not in (self._last_id, None):
-                    raise QmpFault(f"an answer to command {message.command_id}")
+            # any other answers a command of a connection that was given up
+            if isinstance(message, Reply | ErrorReply) and message.command_id in ours:
                 return message
+
+    async def _wait_greeting(self) -> tuple[int, ...]:
+        while True:
+            message = await self._receive()
+            if isinstance(message, Greeting):
+                self.events.clear()  # what was told before is the earlier connection's
+                return message.version
 
     async def _receive(self) -> Message:
         while (message := self._codec.next_message()) is None:
@@ -143,10 +151,7 @@ async def open_qmp(run_directory: Path, name: str, *, answer_seconds: float) -> 
         qmp = Qmp((), deque(maxlen=EVENTS_KEPT), stream, codec, answer_seconds)
         with _outcome_unknown("QEMU does not answer"):
             with trio.fail_after(answer_seconds):
-                greeting = await qmp._receive()
-        if not isinstance(greeting, Greeting):
-            raise OutcomeUnknown(f"what listens at {name} is not QEMU: it greets with {greeting!r}")
-        qmp.version = greeting.version
+                qmp.version = await qmp._wait_greeting()
         await qmp.execute("qmp_capabilities")
         yield qmp
 

@@ -108,6 +108,15 @@ def test_any_bytes_are_a_message_or_a_fault(line: bytes) -> None:
         assert parse_line(line) is not None
 
 
+LATE = b'{"return": {"status": "not-ours"}, "id": 2}\r\n{"event": "RESET"}\r\n'
+"""What a real QEMU still says of the connection before."""
+
+
+def _numbered(answer: bytes, command: bytes) -> bytes:
+    """``answer`` with the command's id in place of ID."""
+    return answer.replace(b"ID", str(json.loads(command)["id"]).encode())
+
+
 Peer = Callable[[trio.SocketStream], Awaitable[None]]
 
 
@@ -124,9 +133,10 @@ async def _talk(directory: Path, peer: Peer, use: Callable[[Qmp], Awaitable[None
 
         async def serve() -> None:
             async with await listener.accept() as stream:
-                await stream.send_all(GREETING)
-                assert b"qmp_capabilities" in await stream.receive_some()
-                await stream.send_all(b'{"return": {}, "id": 1}\r\n')
+                await stream.send_all(LATE + GREETING + LATE)
+                command = await stream.receive_some()
+                assert b"qmp_capabilities" in command
+                await stream.send_all(LATE + _numbered(b'{"return": {}, "id": ID}\r\n', command))
                 await peer(stream)
 
         async with trio.open_nursery() as nursery:
@@ -137,8 +147,8 @@ async def _talk(directory: Path, peer: Peer, use: Callable[[Qmp], Awaitable[None
 
 def _answer(answer: bytes) -> Peer:
     async def peer(stream: trio.SocketStream) -> None:
-        await stream.receive_some()
-        await stream.send_all(answer)
+        command = await stream.receive_some()
+        await stream.send_all(LATE + _numbered(answer, command))
         await stream.receive_some()
 
     return peer
@@ -146,7 +156,7 @@ def _answer(answer: bytes) -> Peer:
 
 async def test_error_reply_is_a_definite_failure(tmp_path: Path) -> None:
     answer = (
-        b'{"event": "STOP"}\r\n{"id": 2, "error": {"class": "GenericError", "desc": "no way"}}\r\n'
+        b'{"event": "STOP"}\r\n{"id": ID, "error": {"class": "GenericError", "desc": "no way"}}\r\n'
     )
 
     async def use(qmp: Qmp) -> None:
@@ -161,7 +171,7 @@ async def test_error_reply_is_a_definite_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"}\r\n", b'{"return": {}, "id": 1}\r\n', b'{"return": {}', b"x" * 2_000_000],
+    [b"", b"}\r\n", LATE, b'{"return": {}', b"x" * 2_000_000],
     ids=["closed", "garbage", "other-id", "cut", "endless"],
 )
 async def test_no_right_answer_leaves_the_outcome_unknown(tmp_path: Path, answer: bytes) -> None:
@@ -200,7 +210,7 @@ async def test_descriptor_arrives(tmp_path: Path) -> None:
         got = int.from_bytes(rights[0][2], "little")
         os.write(got, b"through")
         os.close(got)
-        await stream.send_all(b'{"return": {}, "id": 2}\r\n')
+        await stream.send_all(_numbered(b'{"return": {}, "id": ID}\r\n', data))
         await stream.receive_some()
 
     async def use(qmp: Qmp) -> None:

@@ -411,11 +411,11 @@ async def test_another_tls_client_dials(
     async with serving(b, [HOST_A]) as port:
         with trio.fail_after(5):
             tls = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", port), context)
-            try:
+            with suppress(
+                trio.BrokenResourceError
+            ):  # as it is refused: an alert, or no more than the end
                 await tls.do_handshake()
                 assert await tls.receive_some(1) == b""
-            except trio.BrokenResourceError:
-                assert reason != "not-a-manager"
             await trio.aclose_forcefully(tls)
         await wait_logged(caplog, "refused a link from 127.0.0.1", f"[{reason}]")
 
