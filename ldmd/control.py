@@ -72,7 +72,7 @@ class Caller:
 
 
 Verb = Callable[[Caller, Mapping[str, object], Progress], Awaitable[dict[str, Any]]]
-"""Carries a request out. Raises LdmdError; anything else is a bug and ends the daemon."""
+"""Carries a request out. Raises LdmdError; anything else is a bug, answered as ``internal``."""
 
 
 @frozen
@@ -183,7 +183,8 @@ async def serve_control(
     """Serve ``verbs`` on a listening unix socket until cancelled.
 
     ``allowed_group``: the group whose members may use it beside root and the manager's own user.
-    An exception of a verb that is no LdmdError is a bug: it is answered as ``internal`` and raised.
+    An exception of a verb that is no LdmdError is a bug: it is logged and answered as ``internal``, and the manager goes on:
+    verbs keep what they change in the journal, and no migration may die of a listing.
     """
     limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
     handler = partial(_serve_connection, verbs=verbs, allowed_group=allowed_group, limiter=limiter)
@@ -198,7 +199,6 @@ async def _serve_connection(
     allowed_group: int | None,
     limiter: trio.CapacityLimiter,
 ) -> None:
-    bug: Exception | None = None
     try:
         caller = await identify(stream.socket)
         connection = _Connection(stream, verbs, caller)
@@ -223,13 +223,11 @@ async def _serve_connection(
             )
             return
         try:
-            bug = await connection.serve()
+            await connection.serve()
         finally:
             limiter.release()
     except trio.BrokenResourceError:
         log.debug("a client of the control socket went away")
-    if bug is not None:
-        raise bug
 
 
 class _ClientGone(Exception):
@@ -254,32 +252,27 @@ class _Connection:
                 await self.lines.next_line()
             await self.stream.send_all(encode_line(error_document(error)))
 
-    async def serve(self) -> Exception | None:
-        """Answer requests until the client is gone. Returns a verb's bug, after answering it."""
+    async def serve(self) -> None:
+        """Answer requests until the client is gone."""
         while True:
-            bug: Exception | None = None
             try:
                 line = await self.lines.next_line()
             except LineTooLong:
                 sentence = f"the request is longer than {REQUEST_BYTES_MAX} bytes"
                 await self._answer(encode_line(error_document(BadRequest(sentence))))
-                return None
+                return
             if line is None:
-                return None
+                return
             try:
                 name, arguments = parse_request(line)
-                answer, bug = await self._carry_out(name, self._find_verb(name), arguments)
+                answer = await self._carry_out(name, self._find_verb(name), arguments)
             except BadRequest as error:
                 answer = encode_line(error_document(error))
             except _ClientGone:
                 log.info("%s (pid %d) left before the answer", self.caller.user, self.caller.pid)
-                return None
-            try:
-                answered = await self._answer(answer)
-            except trio.BrokenResourceError:
-                answered = False
-            if bug is not None or not answered:
-                return bug
+                return
+            if not await self._answer(answer):
+                return
 
     def _find_verb(self, name: str) -> Verb:
         if name not in self.verbs:
@@ -295,10 +288,8 @@ class _Connection:
         log.warning("%s (pid %d) did not read its answer", self.caller.user, self.caller.pid)
         return False
 
-    async def _carry_out(
-        self, name: str, verb: Verb, arguments: Mapping[str, object]
-    ) -> tuple[bytes, Exception | None]:
-        """The answer's line, and the bug if it was one. Raises _ClientGone."""
+    async def _carry_out(self, name: str, verb: Verb, arguments: Mapping[str, object]) -> bytes:
+        """The answer's line. Raises _ClientGone."""
         if not name.startswith(READING_VERBS):
             log.info("%s (pid %d) asks for %s", self.caller.user, self.caller.pid, name)
         send, receive = trio.open_memory_channel[bytes](PROGRESS_QUEUE_LINES)
@@ -308,20 +299,18 @@ class _Connection:
                 send.send_nowait(encode_line({"progress": document}))
             await trio.lowlevel.checkpoint()
 
-        outcome: tuple[bytes, Exception | None] | None = None
+        answer: bytes | None = None
         async with trio.open_nursery() as nursery:
             watch = trio.CancelScope()
             nursery.start_soon(self._write_progress, receive, nursery.cancel_scope)
             nursery.start_soon(self._watch_client, watch, nursery.cancel_scope)
-            outcome = await _run_verb(verb, self.caller, arguments, progress)
+            answer = await _run_verb(verb, self.caller, arguments, progress)
             watch.cancel()
             send.close()
             nursery.cancel_scope.deadline = trio.current_time() + ANSWER_SECONDS
-        if nursery.cancel_scope.cancelled_caught or outcome is None:
-            if outcome is not None and outcome[1] is not None:
-                return outcome
+        if nursery.cancel_scope.cancelled_caught or answer is None:
             raise _ClientGone
-        return outcome
+        return answer
 
     async def _write_progress(
         self, lines: trio.MemoryReceiveChannel[bytes], whole: trio.CancelScope
@@ -356,23 +345,23 @@ class _Connection:
 
 async def _run_verb(
     verb: Verb, caller: Caller, arguments: Mapping[str, object], progress: Progress
-) -> tuple[bytes, Exception | None]:
-    """The answer's line; with it the exception when the verb has a bug."""
+) -> bytes:
+    """The answer's line, also when the verb has a bug."""
     try:
-        return encode_line({"result": await verb(caller, arguments, progress)}), None
+        return encode_line({"result": await verb(caller, arguments, progress)})
     except Exception as error:
         known = operator_error(error)
         if known is not None:
-            return encode_line(error_document(known)), None
+            return encode_line(error_document(known))
         log.exception("a verb of the control socket has a bug")
         bug = {
             "code": "internal",
             "sentence": f"the manager has a bug: {type(error).__name__}: {error}",
-            "remedy": "it stops and starts anew; its log has the details (journalctl -u ldmd)",
+            "remedy": "nothing else is concerned; report what its log says (journalctl -u ldmd)",
             "exit_status": 70,  # EX_SOFTWARE
             "facts": {},
         }
-        return encode_line({"error": bug}), error
+        return encode_line({"error": bug})
 
 
 def operator_error(error: BaseException) -> LdmdError | None:

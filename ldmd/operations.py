@@ -141,13 +141,14 @@ class Operations:
     async def _ask_run_state(self, domain: Domain) -> str | None:
         if domain.state is not DomainState.ACTIVE:
             return None
-        if domain.process is None:
+        process = domain.process  # another may be there, or none, when it is our turn to ask
+        if process is None:
             # not found at start; or not there yet, or no more, while a migration holds it
             return RunStatus.GONE if domain.migration else "unknown"
         with trio.move_on_after(STATUS_SECONDS):
             async with self._asking:
                 try:
-                    return await domain.process.status()
+                    return await process.status()
                 except OutcomeUnknown:
                     return "unknown"
         return "unknown"

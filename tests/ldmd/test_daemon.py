@@ -204,6 +204,25 @@ async def test_one_that_ends_by_itself_is_bound_soon(tmp_path: Path) -> None:
         await wait_for(bound)
 
 
+async def test_listing_while_a_domain_comes_and_goes(tmp_path: Path) -> None:
+    """Its process may be another, or none, by the time that it is asked."""
+    async with make_fleet(tmp_path, "host-a") as fleet:
+        await fleet.start_domain("host-a")
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(list_for_ever, fleet["host-a"])
+            for _ in range(12):
+                for verb in ("stop-domain", "start-domain"):
+                    await fleet["host-a"].call(verb, {"domain": "ldg1"})
+            nursery.cancel_scope.cancel()
+        assert "bug" not in fleet["host-a"].log()
+
+
+async def list_for_ever(manager: Manager) -> None:
+    while True:
+        await manager.domains()
+
+
 async def test_a_domain_that_does_not_answer_at_start_is_not_taken_for_dead(
     tmp_path: Path,
 ) -> None:
