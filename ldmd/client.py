@@ -14,8 +14,6 @@ from typing import Any, Final
 import trio
 from attrs import define, field
 
-# The import makes BadRequest one of the classes that an answer can become.
-from ldmd.control import BadRequest as BadRequest
 from ldmd.control_lines import LineReader, LineTooLong, encode_line
 from ldmd.control_socket import short_address
 from ldmd.errors import DaemonUnreachable, LdmdError, NotAllowed

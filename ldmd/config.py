@@ -117,7 +117,9 @@ class MigrationSettings:
     """Deadlines of one migration.
 
     ``transfer_stall_seconds``: how long transfer may make no progress. ``hold_seconds``: how long a
-    prepared target keeps the receiving domain without a link. ``settle_retry_seconds_…``: the first
+    prepared target keeps the receiving domain without a link. ``operation_seconds``: how long
+    connecting, or one request to the hypervisor to resume or end a domain, may take before its
+    outcome counts as unknown. ``settle_retry_seconds_…``: the first
     and the longest pause between two attempts to reach the target of a migration that is in doubt.
     """
 
@@ -127,6 +129,7 @@ class MigrationSettings:
     transfer_stall_seconds: _Seconds = 30.0
     handoff_seconds: _Seconds = 10.0
     hold_seconds: _Seconds = 60.0
+    operation_seconds: _Seconds = 60.0
     settle_retry_seconds_min: _Seconds = 0.2
     settle_retry_seconds_max: _Seconds = 60.0
 
@@ -138,10 +141,11 @@ class LogSettings:
 
 @frozen(kw_only=True)
 class FaultSettings:
-    """For tests of the promise, never for service (``ldmd/faults.py``). ``armed``: texts like
-    ``source.send-state.before=crash``."""
+    """For tests of the promise, never for service (docs/faults.md). ``armed``: texts like
+    ``source.send-state.before=crash``. ``trace``: record every step (``ldmd/trace.py``)."""
 
     allowed: _Boolean = False
+    trace: _Boolean = False
     armed: Annotated[tuple[str, ...], rules.list_of(rules.fault)] = ()
 
 
@@ -236,8 +240,9 @@ def _contradictions(file: _File) -> Iterator[str]:
             yield f"peers.{name}.address: needed to send domains there; or say may-receive = false"
     if file.migration.settle_retry_seconds_min > file.migration.settle_retry_seconds_max:
         yield "migration.settle-retry-seconds-min: is more than settle-retry-seconds-max"
-    if file.faults.armed and not file.faults.allowed:
-        yield "faults.armed: needs allowed = true, which is for tests alone"
+    for key in ("armed", "trace"):
+        if getattr(file.faults, key) and not file.faults.allowed:
+            yield f"faults.{key}: needs allowed = true, which is for tests alone"
     if not file.hypervisors.enabled:
         yield f"hypervisors.enabled: names none; allowed are {', '.join(HYPERVISORS)}"
 

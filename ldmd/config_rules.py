@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from ldmd import fault_points
 from ldmd.definition import NAME, parse_size
 from ldmd.link.identity import HOST_NAME
 from protocol import limits
@@ -25,7 +26,6 @@ SECONDS_MAX: Final = 86_400.0
 MEMORY_OF_HOST: Final = 0.9
 """The share of the host's memory that domains may have: the rest is the host's own."""
 
-FAULT: Final = re.compile(r"(source|target)\.[a-z-]+\.(before|after)=(crash|cut|hang)")
 Rule = Callable[[object], Any]
 """A value as TOML has it -> the field's value. Raises ValueError saying what is allowed."""
 
@@ -130,7 +130,12 @@ def address(value: object) -> tuple[str, int]:
     return host, int(port)
 
 
-fault = matching(FAULT, "a fault: SIDE.ACTION.before or .after, '=', and crash, cut or hang")
+def fault(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} is not a fault: write "POINT=KIND"')
+    return str(fault_points.parse(value))
+
+
 host_name = matching(
     HOST_NAME, f"a host's name (a-z, 0-9, '-' and '.', up to {limits.NAME_BYTES_MAX} characters)"
 )

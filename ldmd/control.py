@@ -30,7 +30,7 @@ import trio
 from attrs import define, field, frozen
 
 from ldmd.control_lines import LineReader, LineTooLong, encode_line, error_document
-from ldmd.errors import Busy, LdmdError, NotAllowed
+from ldmd.errors import BadRequest, Busy, LdmdError, NotAllowed
 
 log = logging.getLogger("ldmd.control")
 
@@ -52,13 +52,6 @@ READING_VERBS: Final = ("list-", "show-", "status")
 
 T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-class BadRequest(LdmdError):
-    """The request is not one: not JSON, no such verb, arguments missing or of another type."""
-
-    code = "bad-request"
-    exit_status = 64  # EX_USAGE
 
 
 @frozen(kw_only=True)

@@ -25,6 +25,7 @@ from ldmd.control import Verb, serve_control
 from ldmd.control_socket import find_group, open_control_socket
 from ldmd.domains import Domains
 from ldmd.errors import ConfigurationError, JournalError, LdmdError
+from ldmd.fault_verbs import FaultVerbs
 from ldmd.faults import Faults
 from ldmd.host import Host
 from ldmd.hypervisor.driver import Hypervisor
@@ -41,6 +42,8 @@ from ldmd.reception import Reception
 from ldmd.recovery import recover
 from ldmd.registry import Registry
 from ldmd.service import notify
+from ldmd.trace import NAME as TRACE_NAME
+from ldmd.trace import Trace
 from protocol.events import Event
 from protocol.machine import Decision
 
@@ -103,7 +106,8 @@ async def _serve(config: Config, journal: Journal) -> None:
         inventory=inventory,
         hypervisors=hypervisors,
         domains=domains,
-        faults=Faults(config.faults.armed if config.faults.allowed else ()),
+        faults=Faults(allowed=config.faults.allowed, armed=config.faults.armed),
+        trace=Trace(config.host.run_directory / TRACE_NAME if config.faults.trace else None),
         tls_files=TlsFiles(
             certificate=config.identity.certificate,
             key=config.identity.key,
@@ -119,7 +123,7 @@ async def _serve(config: Config, journal: Journal) -> None:
             registry = Registry(migrations)
             recovered = await recover(host, registry)
             reception = Reception(host, registry)
-            verbs = Operations(host, registry, port).verbs()
+            verbs = Operations(host, registry, port).verbs() | FaultVerbs(host.faults).verbs()
             # links outlast the listener: a migration that is being decided must be able to end
             await front.start(_serve_links, listeners, host, reception, migrations)
             await front.start(_serve_control, control, verbs, group)

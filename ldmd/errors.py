@@ -2,7 +2,8 @@
 
     LdmdError
      ├── ConfigurationError   the configuration file: names file, key and what is allowed
-     ├── DefinitionError      a domain's definition
+     ├── BadRequest           what was asked for is not a request
+ ├── DefinitionError      a domain's definition
      ├── NotFound             no domain, peer, migration of that name
      ├── WrongState           the domain's state does not allow that verb
      ├── Busy                 another operation holds the domain
@@ -44,6 +45,13 @@ class LdmdError(Exception):
 class ConfigurationError(LdmdError):
     code = "configuration"
     exit_status = 78  # EX_CONFIG of sysexits.h, as systemd shows it
+
+
+class BadRequest(LdmdError):
+    """The request is not one: not JSON, no such verb, arguments missing or of another type."""
+
+    code = "bad-request"
+    exit_status = 64  # EX_USAGE
 
 
 class DefinitionError(LdmdError):

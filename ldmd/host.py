@@ -15,6 +15,7 @@ from ldmd.hypervisor.driver import Hypervisor
 from ldmd.inventory import Inventory
 from ldmd.journal.store import Journal
 from ldmd.link.tls import TlsFiles
+from ldmd.trace import Trace
 from protocol import limits
 from protocol.messages import Hello
 
@@ -30,6 +31,7 @@ class Host:
     hypervisors: Mapping[str, Hypervisor]
     domains: Domains
     faults: Faults
+    trace: Trace
     tls_files: TlsFiles
 
     def hello(self) -> Hello:

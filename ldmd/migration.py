@@ -19,7 +19,7 @@ import trio
 
 from ldmd.definition import DomainDefinition
 from ldmd.errors import JournalError
-from ldmd.faults import point_of
+from ldmd.fault_points import FAILS, UNKNOWNS, Kind, point_of, point_of_message
 from ldmd.host import Host
 from ldmd.hypervisor.driver import DomainProcess
 from ldmd.journal.records import DomainEntry, DomainState, JournalRecord, MigrationEntry, Side
@@ -30,6 +30,7 @@ from ldmd.running import STOP_SECONDS, Running
 from protocol import messages as m
 from protocol.actions import (
     GIVE_UP_POSSIBLE,
+    OVERDUE,
     Action,
     CloseLink,
     Operation,
@@ -67,6 +68,17 @@ _RECEIVING_STATE: Final = {
     RunState.BOUND: DomainState.BOUND,
     RunState.INACTIVE: DomainState.INACTIVE,
 }
+
+
+_SIMULATED: Final = frozenset({Kind.FAIL, Kind.UNKNOWN})
+
+SIMULATED_FINDING: Final = m.Finding(
+    code="fault",
+    subject="fault",
+    sentence="a fault that was armed: the checks fail",
+    remedy="",
+    hard=True,
+)
 
 
 class Reason:
@@ -120,6 +132,8 @@ class Migration:
         self.device_bytes = 0
         self.chunks = 0
         self.bytes_sent = 0
+        self.flip_bit: int | None = None
+        """A fault that was armed: this bit of the next state chunk that has it is sent as its opposite."""
         self.suspended_at: float | None = None
         self.downtime_ms: float | None = None
         self.records: list[JournalRecord] = []
@@ -187,6 +201,10 @@ class Migration:
     async def send_chunk(self, link: Link, region: int, offset: int, payload: memoryview) -> None:
         """Raises LinkError."""
         await self.at_boundary()
+        if self.flip_bit is not None and self.flip_bit // 8 < len(payload):
+            payload = memoryview(bytearray(payload))
+            payload[self.flip_bit // 8] ^= 1 << self.flip_bit % 8
+            self.flip_bit = None
         await link.send_chunk(region, offset, payload)
         self.chunks += 1
         self.bytes_sent += len(payload)
@@ -233,9 +251,11 @@ class Migration:
         """It has ended: a repeated question gets the recorded answer."""
         if not self.machine.finished:  # the manager is stopping: the next one answers
             raise RemoteProtocolError("stopping", "the manager is stopping")
-        for action in self.machine.step(event_of(message)):
+        event = event_of(message)
+        for action in self.machine.step(event):
             assert isinstance(action, Send), "an ended migration only speaks"
             link.post(MESSAGES[action.message](self))
+        self._trace(f"answers {event}")
 
     def take_chunk(self, link: Link, chunk: m.StateChunk) -> None:
         if link is not self.link or self.decision is not Decision.OPEN:
@@ -272,6 +292,8 @@ class Migration:
         try:
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
+                if self.records:
+                    self._trace("restored", self.machine.state)
                 await self._carry_out(first)
                 while not self.machine.finished:
                     event, origin = await self._next_event()
@@ -325,6 +347,7 @@ class Migration:
                 self.link = None
                 self.explain(event, "link-lost", str(detail))
             elif isinstance(detail, m.MigrationMessage):
+                await self.host.faults.reach(point_of_message(self.side, detail), link)
                 self._retries = 0  # the peer answers
                 if self._is_news(event):
                     self._note_message(detail)
@@ -400,6 +423,7 @@ class Migration:
             if self.link is not None:
                 self.link.fail(error)
             return
+        self._trace(f"takes {event}", self.machine.state)
         if self.machine.state != before:
             self._enter()
             log.info("migration %s of %s: %s", self.id[:8], self.name, self.machine.state)
@@ -417,6 +441,9 @@ class Migration:
             self._retry_seconds = longest * random.uniform(0.5, 1.0)
         if self.decision is not Decision.SOURCE:
             self.progress.enter(self.machine.phase, self._entered_at)
+
+    def _trace(self, step: str, state: str | None = None) -> None:
+        self.host.trace.note(self.side, self.id, step, state)
 
     async def _tell_change(self) -> None:
         self.progress.changes += 1
@@ -448,48 +475,86 @@ class Migration:
                 await self._begin(action)
                 continue
             point = point_of(self.side, action)
-            await self.host.faults.reach(f"{point}.before", self.link)
+            before = await self.host.faults.reach(f"{point}.before", self.link)
             match action:
                 case Record(kind):
-                    if not await self._record(kind):
-                        # first of all: the table's row for it belongs to the state that has just been entered
-                        self._own_events.appendleft((Event.RECORD_FAILED, None))
-                        return
+                    done = await self._record(kind, fail_first=before.kind is Kind.FAIL)
                 case Send(message):
                     self.send(MESSAGES[message](self))
+                    self._trace(f"send {message.TYPE.replace('-', '_').upper()}")
+                    done = True
                 case CloseLink():
                     if self.link is not None:
                         self.link.close()
                         self.link = None
-            await self.host.faults.reach(f"{point}.after", self.link)
+                    self._trace("close link")
+                    done = True
+            after = await self.host.faults.reach(f"{point}.after", self.link)
+            if not done or after.kind is Kind.FAIL:
+                # first of all: the table's row for it belongs to the state that has just been entered
+                self._own_events.appendleft((Event.RECORD_FAILED, None))
+                return
 
     async def _begin(self, operation: Operation) -> None:
         if self._operation is not None:
             await self._operation.stop()
-            if self.new_link is not None:  # it was made, and nobody wants it any more
-                self.new_link.close()
-                self.new_link = None
-                self._early.clear()
+            self._drop_new_link()  # it was made, and nobody wants it any more
+        self._trace(f"begin {operation}")
         running = self._operation = Running(operation)
         self.nursery.start_soon(self._operate, running)
 
     async def _operate(self, running: Running) -> None:
-        point = point_of(self.side, running.operation)
+        operation = running.operation
+        overdue = OVERDUE.get(operation)
+        seconds = float("inf")
+        if overdue is not None:
+            seconds = self.host.config.migration.operation_seconds
         try:
             with running.scope:
-                await self.host.faults.reach(f"{point}.before", self.link)
-                event = await OPERATIONS[running.operation](self)
-                await self.host.faults.reach(f"{point}.after", self.new_link or self.link)
+                event = overdue
+                with trio.move_on_after(seconds):
+                    event = await self._perform(operation)
+                if event is overdue and operation is Operation.CONNECT:
+                    self._drop_new_link()
+                assert event is not None, "without a limit of its own it ends with an event"
+                self._trace(f"{operation} ends {event}")
                 self.post(event, running)
         finally:
             running.over.set()
 
-    async def _record(self, kind: RecordKind) -> bool:
+    async def _perform(self, operation: Operation) -> Event:
+        point = point_of(self.side, operation)
+        fault = await self.host.faults.reach(f"{point}.before", self.link)
+        if fault.kind in _SIMULATED:
+            return self._simulate(operation, fault.kind)
+        if fault.kind is Kind.FLIP:
+            self.flip_bit = int(fault.number)
+        event = await OPERATIONS[operation](self)
+        fault = await self.host.faults.reach(f"{point}.after", self.new_link or self.link)
+        return self._simulate(operation, fault.kind) if fault.kind in _SIMULATED else event
+
+    def _simulate(self, operation: Operation, kind: Kind) -> Event:
+        event = (FAILS if kind is Kind.FAIL else UNKNOWNS)[operation]
+        if event is Event.CHECKS_FOUND:
+            self.findings = (SIMULATED_FINDING,)
+        return self.explain(event, "fault", f"a fault that was armed: {operation} {kind}")
+
+    def _drop_new_link(self) -> None:
+        if self.new_link is not None:
+            self.new_link.close()
+            self.new_link = None
+            self._early.clear()
+
+    async def _record(self, kind: RecordKind, *, fail_first: bool) -> bool:
         """On disk, or False where it can be done without; any other record is tried until it is written."""
         while True:
             try:
+                if fail_first:
+                    fail_first = False
+                    raise JournalError("a fault that was armed: the journal is not written")
                 await self._append(kind)
             except JournalError as error:
+                self._trace(f"record {kind} fails")
                 log.error("migration %s of %s: %s", self.id[:8], self.name, error)
                 self.progress.sentence = error.sentence
                 await self._tell_change()
@@ -520,6 +585,7 @@ class Migration:
         self.records.append(
             await self.host.journal.append(entry, kind, sentence, receiving=receiving)
         )
+        self._trace(f"record {kind}")
         if receiving is not None:
             self.domain = self.host.domains.expect(receiving)
             self.host.inventory.release(self.id)

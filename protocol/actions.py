@@ -92,3 +92,12 @@ OUTCOMES: Final[Mapping[Operation, frozenset[Event]]] = {
     Operation.END_DOMAIN: frozenset({Event.DESTROYED, Event.DESTROY_FAILED}),
 }
 """How each operation can end. A table must have a row for each outcome in each state that waits for it."""
+
+OVERDUE: Final[Mapping[Operation, Event]] = {
+    Operation.CONNECT: Event.CONNECT_FAILED,
+    Operation.PROBE_DOMAIN: Event.DOMAIN_UNKNOWN,
+    Operation.RESUME_DOMAIN: Event.RESUME_UNKNOWN,
+    Operation.DESTROY_DOMAIN: Event.DESTROY_FAILED,
+    Operation.END_DOMAIN: Event.DESTROY_FAILED,
+}
+"""What an operation that does not end in time is taken for. The others are ended by the deadline of their state."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 import ldmd
-from ldmd.cli import domains, listing, migrating, words
+from ldmd.cli import domains, faults, listing, migrating, words
 from ldmd.cli.demo import COMMANDS as DEMO_COMMANDS
 from ldmd.cli.session import SOCKET_DEFAULT, SOCKET_VARIABLE, Manager
 
@@ -50,5 +50,11 @@ def main(ctx: click.Context, socket: Path) -> None:
     ctx.obj = Manager(socket)
 
 
-for command in (*listing.COMMANDS, *domains.COMMANDS, *migrating.COMMANDS, *DEMO_COMMANDS):
+for command in (
+    *listing.COMMANDS,
+    *domains.COMMANDS,
+    *migrating.COMMANDS,
+    *faults.COMMANDS,
+    *DEMO_COMMANDS,
+):
     main.add_command(command)

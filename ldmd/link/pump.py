@@ -49,6 +49,7 @@ class Link:
         self._scope = trio.CancelScope()
         self._closing = False
         self._aborted = False
+        self._cut_after_bytes: int | None = None
         self._last_words: str | None = None
         """Set to end the link when what is queued has been sent."""
         self._ended = trio.Event()
@@ -118,7 +119,7 @@ class Link:
         """Raises LinkError. When it is cancelled, the link ends: half a chunk cannot be taken back."""
         try:
             header = self._connection.send_chunk_header(region, offset, len(payload))
-            await self._stream.send_all(header, payload)
+            await self._send(header, payload)
         except trio.Cancelled:
             self.abort()
             raise
@@ -145,6 +146,24 @@ class Link:
         self._aborted = True
         self._scope.cancel()
 
+    def cut_after(self, size_bytes: int) -> None:
+        """End the link at once, unsaid, when so many bytes more have been sent: a fault for tests."""
+        self._cut_after_bytes = size_bytes
+
+    async def _send(self, *pieces: bytes | memoryview) -> None:
+        if self._cut_after_bytes is None:
+            await self._stream.send_all(*pieces)
+            return
+        allowed = []
+        for piece in pieces:
+            allowed.append(memoryview(piece)[: self._cut_after_bytes])
+            self._cut_after_bytes -= len(allowed[-1])
+        await self._stream.send_all(*allowed)
+        if sum(map(len, allowed)) < sum(map(len, pieces)):
+            self.abort()
+            await trio.lowlevel.checkpoint()
+            raise LinkError("the link was cut by a fault that was armed")
+
     @property
     def ended(self) -> bool:
         return self._ended.is_set()
@@ -159,7 +178,7 @@ class Link:
             await self._something_to_send.wait()
             self._something_to_send = trio.Event()
             if data := self._connection.data_to_send():
-                await self._stream.send_all(data)
+                await self._send(data)
             if self._last_words is not None:
                 self._scope.cancel()
 

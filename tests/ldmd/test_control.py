@@ -18,9 +18,10 @@ import trio
 
 from ldmd import control
 from ldmd.client import ControlClient, connect
-from ldmd.control import Arguments, BadRequest, Caller, Progress, Verb, may_control, serve_control
+from ldmd.control import Arguments, Caller, Progress, Verb, may_control, serve_control
 from ldmd.control_socket import find_group, open_control_socket
 from ldmd.errors import (
+    BadRequest,
     Busy,
     ChecksFailed,
     ConfigurationError,
