@@ -168,6 +168,14 @@ class ControlClient:
     async def show_migration(self, migration: str) -> Document:
         return await self.call("show-migration", {"migration": migration})
 
+    async def recover_migration(self, migration: str, decision: str, reason: str) -> Document:
+        """``decision``: keep-here or give-up-here. The migration as ``show_migration`` gives it.
+
+        Raises NotAllowed when the peer answers, WrongState when there is nothing to decide.
+        """
+        arguments = {"migration": migration, "decision": decision, "reason": reason}
+        return await self.call("recover-migration", arguments, timeout_seconds=float("inf"))
+
 
 def error_of(document: Mapping[str, Any]) -> LdmdError:
     """An answer's ``error`` -> the exception of that code; its own class when none has the code."""

@@ -27,6 +27,7 @@ from ldmd.domains import Domains
 from ldmd.errors import ConfigurationError, JournalError, LdmdError
 from ldmd.fault_verbs import FaultVerbs
 from ldmd.faults import Faults
+from ldmd.history import History
 from ldmd.host import Host
 from ldmd.hypervisor.driver import Hypervisor
 from ldmd.hypervisor.emulated import EmulatedHypervisor
@@ -123,7 +124,11 @@ async def _serve(config: Config, journal: Journal) -> None:
             registry = Registry(migrations)
             recovered = await recover(host, registry)
             reception = Reception(host, registry)
-            verbs = Operations(host, registry, port).verbs() | FaultVerbs(host.faults).verbs()
+            verbs = {
+                **Operations(host, registry, port).verbs(),
+                **History(host, registry).verbs(),
+                **FaultVerbs(host.faults).verbs(),
+            }
             # links outlast the listener: a migration that is being decided must be able to end
             await front.start(_serve_links, listeners, host, reception, migrations)
             await front.start(_serve_control, control, verbs, group)

@@ -20,7 +20,14 @@ from attrs import define, field
 
 from ldmd import console_log
 from ldmd.definition import DomainDefinition
-from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown, WrongState
+from ldmd.errors import (
+    Busy,
+    HypervisorError,
+    JournalError,
+    NotFound,
+    OutcomeUnknown,
+    WrongState,
+)
 from ldmd.hypervisor import process
 from ldmd.hypervisor.driver import DomainProcess, Hypervisor, RunStatus
 from ldmd.inventory import Inventory
@@ -317,9 +324,15 @@ class Domains:
         return domain
 
     async def destroy(self, domain: Domain) -> None:
-        """Process, run directory, definition: all gone. Idempotent. Raises OutcomeUnknown, JournalError."""
+        """Process, run directory, definition: all gone. Idempotent. Raises OutcomeUnknown.
+
+        A row that the journal cannot remove now goes with the migration's SETTLED record.
+        """
         await self.end_process(domain)
-        await self.journal.remove_domain(domain.definition.uuid)
+        try:
+            await self.journal.remove_domain(domain.definition.uuid)
+        except JournalError as error:
+            log.error("%s stands in the journal still: %s", domain.name, error)
         self.inventory.release(domain.definition.uuid)
         if self._by_uuid.get(domain.definition.uuid) is domain:
             del self._by_uuid[domain.definition.uuid]

@@ -1,7 +1,7 @@
 """Runs one side of one migration: an event in, a step in the table, the actions out, in order.
 
 Nothing is decided here. What may happen when is in ``protocol/source.py`` and ``protocol/target.py``; how an action is done
-is in ``ldmd/phases``. This module keeps the two promises that the tables rest on:
+is in ``ldmd/phases``, ``performing.py`` and ``recording.py``. This module keeps the two promises that the tables rest on:
 
 - actions are carried out one by one in the given order, and a Record is on disk before the next one begins;
 - at most one operation runs, ends with one event, and is over before the next one begins.
@@ -12,35 +12,34 @@ from __future__ import annotations
 import collections
 import logging
 import random
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from ldmd.definition import DomainDefinition
-from ldmd.errors import JournalError
-from ldmd.fault_points import FAILS, UNKNOWNS, Kind, point_of, point_of_message
+from ldmd.fault_points import Kind, point_of, point_of_message
+from ldmd.hearing import hear, note_deadline
 from ldmd.host import Host
 from ldmd.hypervisor.driver import DomainProcess
-from ldmd.journal.records import DomainEntry, DomainState, JournalRecord, MigrationEntry, Side
+from ldmd.journal.records import JournalRecord, Side
 from ldmd.link.pump import Link
-from ldmd.phases import MESSAGES, OPERATIONS, transfer
+from ldmd.performing import operate
+from ldmd.phases import MESSAGES, transfer
 from ldmd.progress import Progress
+from ldmd.reason import Reason
+from ldmd.recording import record
 from ldmd.running import STOP_SECONDS, Running
 from protocol import messages as m
 from protocol.actions import (
-    GIVE_UP_POSSIBLE,
-    OVERDUE,
     Action,
     CloseLink,
     Operation,
     Record,
-    RecordKind,
     Send,
 )
 from protocol.codec import make_printable
 from protocol.errors import RemoteProtocolError
-from protocol.events import Event, event_of
+from protocol.events import OVERRIDES, Event, event_of
 from protocol.machine import Deadline, Decision, Machine
 from protocol.phases import RunState
 
@@ -52,42 +51,31 @@ log = logging.getLogger("ldmd.migration")
 MESSAGES_WAITING_MAX: Final = 32
 """Control messages of the peer that wait for their turn; then the link is not read any further."""
 
-RECORD_RETRY_SECONDS: Final = 0.5
+UNKNOWN_MIGRATION: Final = "[unknown-migration]"
+"""In the last words of a peer that has no record of what it is asked about."""
 
 _OF_THE_LINK: Final = frozenset(
     {Event.LINK_LOST, Event.CONNECT_FAILED, Event.JOURNAL_LOST, Event.DEADLINE}
 )
 """Reasons to give up while that is possible; later they only delay."""
 
-_EXPLAINED: Final = frozenset({RecordKind.ABORTED, RecordKind.LOST, RecordKind.COMPLETED})
-"""Records that say why, where there is something to say."""
-
-_RECEIVING_STATE: Final = {
-    RunState.RUNNING: DomainState.ACTIVE,
-    RunState.SUSPENDED: DomainState.ACTIVE,
-    RunState.BOUND: DomainState.BOUND,
-    RunState.INACTIVE: DomainState.INACTIVE,
+_PEER_ANSWERS: Final = {
+    Event.CONNECTED: True,
+    Event.CONNECT_FAILED: False,
+    Event.JOURNAL_LOST: False,
 }
 
 
-_SIMULATED: Final = frozenset({Kind.FAIL, Kind.UNKNOWN})
+class Override:
+    """An operator's decision for a side that will never hear the other's. ``taken`` is None until it is known."""
 
-SIMULATED_FINDING: Final = m.Finding(
-    code="fault",
-    subject="fault",
-    sentence="a fault that was armed: the checks fail",
-    remedy="",
-    hard=True,
-)
+    def __init__(self, note: str) -> None:
+        self.note = note
+        self.taken: bool | None = None
 
 
-class Reason:
-    """Why a migration went the way it went: the first cause, kept for journal, peer and operator."""
-
-    def __init__(self, code: str, sentence: str, remedy: str = "") -> None:
-        self.code = code
-        self.sentence = sentence
-        self.remedy = remedy
+_RETRY_NOW: Final = object()
+"""Origin of a DEADLINE that ends a back-off early."""
 
 
 class Migration:
@@ -137,6 +125,11 @@ class Migration:
         self.suspended_at: float | None = None
         self.downtime_ms: float | None = None
         self.records: list[JournalRecord] = []
+        self.override_note = ""
+        self.peer_answers = True
+        """Whether the last attempt to reach the peer found it, with the journal and the record that it should have."""
+        self.attempts = 0
+        """How often a wait for the next attempt has begun."""
 
         self.nursery: trio.Nursery
         self.ended = trio.Event()
@@ -147,8 +140,8 @@ class Migration:
         self._wakeup = trio.Event()
         self._peer_turn = trio.Semaphore(MESSAGES_WAITING_MAX)
         self._operation: Running | None = None
-        self._entered_at = trio.current_time()
-        self._active_at = self._entered_at
+        self._waiting_since = trio.current_time()
+        self._active_at = self._waiting_since
         self._retries = 0
         self._retry_seconds = 0.0
 
@@ -255,7 +248,7 @@ class Migration:
         for action in self.machine.step(event):
             assert isinstance(action, Send), "an ended migration only speaks"
             link.post(MESSAGES[action.message](self))
-        self._trace(f"answers {event}")
+        self.trace(f"answers {event}")
 
     def take_chunk(self, link: Link, chunk: m.StateChunk) -> None:
         if link is not self.link or self.decision is not Decision.OPEN:
@@ -278,12 +271,36 @@ class Migration:
                 await self._changed.wait()
         return self.progress.changes
 
+    @property
+    def decided(self) -> bool:
+        """It is known who owns the domain, and a source that keeps it has also resumed it; records may be owed."""
+        return (
+            self.ended.is_set()
+            or self.decision in (Decision.TARGET, Decision.LOST)
+            or self.machine.finished
+        )
+
     async def wait_decided(self) -> Decision:
-        """Until it is known who owns the domain. A source that keeps it has also resumed it."""
         seen = -1
-        while not self.ended.is_set() and self.decision not in (Decision.TARGET, Decision.LOST):
+        while not self.decided:
             seen = await self.wait_change(seen)
         return self.decision
+
+    async def override(self, event: Event, note: str) -> bool:
+        """Whether it was taken: only some states can be overridden, and it may have gone on meanwhile."""
+        override, seen = Override(note), -1
+        self.post(event, override)
+        while override.taken is None and not self.ended.is_set():
+            seen = await self.wait_change(seen)
+        return bool(override.taken)
+
+    async def try_now(self, timeout_seconds: float) -> None:
+        """End the back-off, and wait until the attempt is over (or ``timeout_seconds``)."""
+        before, seen = self.attempts, -1
+        self.post(Event.DEADLINE, _RETRY_NOW)
+        with trio.move_on_after(timeout_seconds):
+            while self.attempts == before and not self.ended.is_set():
+                seen = await self.wait_change(seen)
 
     # ---- the run ---------------------------------------------------------------------------------------
 
@@ -293,7 +310,7 @@ class Migration:
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
                 if self.records:
-                    self._trace("restored", self.machine.state)
+                    self.trace("restored", self.machine.state)
                 await self._carry_out(first)
                 while not self.machine.finished:
                     event, origin = await self._next_event()
@@ -310,7 +327,7 @@ class Migration:
                 self.host.domains.let_go(self.definition.uuid, self.id)
             self.ended.set()
         self._answer_leftovers()
-        await self._tell_change()
+        await self.tell_change()
 
     def _answer_leftovers(self) -> None:
         """What the peer said while the last step was taken."""
@@ -325,13 +342,18 @@ class Migration:
         self._own_events.clear()
 
     async def _next_event(self) -> tuple[Event, object]:
-        while not self._own_events:
-            self._wakeup = trio.Event()
-            with trio.move_on_at(self._deadline_at()) as scope:
-                await self._wakeup.wait()
-            if scope.cancelled_caught and not self._own_events:
+        while True:
+            late = trio.current_time() >= self._deadline_at()
+            # a peer that never stops talking does not put its deadline off; a failed record comes first of all
+            if self._own_events and not (
+                late and self._own_events[0][0] is not Event.RECORD_FAILED
+            ):
+                return self._own_events.popleft()
+            if late:
                 return Event.DEADLINE, None
-        return self._own_events.popleft()
+            self._wakeup = trio.Event()
+            with trio.move_on_at(self._deadline_at()):
+                await self._wakeup.wait()
 
     async def _take(self, event: Event, origin: object) -> None:
         if isinstance(origin, tuple):  # of a link
@@ -346,23 +368,42 @@ class Migration:
             if event is Event.LINK_LOST:
                 self.link = None
                 self.explain(event, "link-lost", str(detail))
+                if UNKNOWN_MIGRATION in str(detail):
+                    self.peer_answers = False
             elif isinstance(detail, m.MigrationMessage):
                 await self.host.faults.reach(point_of_message(self.side, detail), link)
                 self._retries = 0  # the peer answers
                 if self._is_news(event):
-                    self._note_message(detail)
+                    hear(self, detail)
         elif isinstance(origin, Running):
             if origin is not self._operation:
                 return
             self._operation = None
+            self.peer_answers = _PEER_ANSWERS.get(event, self.peer_answers)
             if self.new_link is not None:
                 self.link, self.new_link = self.new_link, None
                 self._own_events.extendleft(reversed(self._early))
                 self._early.clear()
+        elif isinstance(origin, Override):
+            origin.taken = (
+                self.machine.state,
+                event,
+                self.machine.mode,
+            ) in self.machine.table.index
+            if not origin.taken:
+                await self.tell_change()
+                return
+            assert event in OVERRIDES
+            self.override_note = origin.note
+            self.reason = Reason("override", origin.note)
+            log.warning("migration %s of %s: %s", self.id[:8], self.name, origin.note)
+        elif origin is _RETRY_NOW:
+            if self.machine.deadline is not Deadline.RETRY:
+                return
         elif event is Event.CANCEL_ASKED:
             self.explain(event, "cancelled", f"cancelled by an operator at the {self.side}")
         elif event is Event.DEADLINE:
-            self._note_deadline()
+            note_deadline(self)
         await self._step(event)
 
     def _is_news(self, event: Event) -> bool:
@@ -372,49 +413,6 @@ class Migration:
             return False
         return row.next_state != self.machine.state or event is Event.PREPARE_PROGRESS
 
-    def _note_message(self, message: m.MigrationMessage) -> None:
-        match message:
-            case m.Checked():
-                self.findings = message.findings
-                if any(f.hard for f in message.findings):
-                    self.reason = Reason(
-                        "checks-failed", "; ".join(f.sentence for f in message.findings if f.hard)
-                    )
-            case m.Prepare():
-                self.regions = message.regions
-            case m.PrepareProgress():
-                self.note_progress(message.done_bytes, message.total_bytes)
-            case m.Digest():
-                self.announced = message
-                self.digest_source = message.digest
-            case m.Installed():
-                self.digest_target = message.digest
-            case m.Refused() | m.HandoffRefused():
-                if self.reason is None:
-                    self.reason = Reason(message.code, f"{self.peer}: {message.sentence}")
-            case m.Cancel():
-                if self.reason is None:
-                    self.reason = Reason(message.code, f"{self.peer}: {message.sentence}")
-            case m.HandoffLost():
-                self.reason = Reason(
-                    "lost",
-                    f"it counts as having run on {self.peer} and ended there",
-                    f"`ldm start-domain {self.new_name or self.name}` on {self.peer} starts it afresh",
-                )
-            case m.HandoffDone():
-                if self.suspended_at is not None and self.run_state is RunState.RUNNING:
-                    self.downtime_ms = (time.monotonic() - self.suspended_at) * 1000
-
-    def _note_deadline(self) -> None:
-        deadline = self.machine.deadline
-        if deadline is not None and deadline is not Deadline.RETRY:
-            self.explain(
-                Event.DEADLINE,
-                "too-slow",
-                f"{self.peer} did not go on in time while {self.machine.state}",
-                f"look at {self.peer}, or raise the deadline in [migration]",
-            )
-
     async def _step(self, event: Event) -> None:
         before = self.machine.state
         try:
@@ -423,15 +421,16 @@ class Migration:
             if self.link is not None:
                 self.link.fail(error)
             return
-        self._trace(f"takes {event}", self.machine.state)
+        self.trace(f"takes {event}", self.machine.state)
         if self.machine.state != before:
             self._enter()
             log.info("migration %s of %s: %s", self.id[:8], self.name, self.machine.state)
         await self._carry_out(actions)
-        await self._tell_change()
+        if self.machine.state != before:
+            self._waiting_since = self._active_at = trio.current_time()
+        await self.tell_change()
 
     def _enter(self) -> None:
-        self._entered_at = self._active_at = trio.current_time()
         if self.machine.deadline is Deadline.RETRY:
             limits = self.host.config.migration
             longest = min(
@@ -439,13 +438,14 @@ class Migration:
             )
             self._retries = min(self._retries + 1, 30)
             self._retry_seconds = longest * random.uniform(0.5, 1.0)
+            self.attempts += 1
         if self.decision is not Decision.SOURCE:
-            self.progress.enter(self.machine.phase, self._entered_at)
+            self.progress.enter(self.machine.phase, trio.current_time())
 
-    def _trace(self, step: str, state: str | None = None) -> None:
+    def trace(self, step: str, state: str | None = None) -> None:
         self.host.trace.note(self.side, self.id, step, state)
 
-    async def _tell_change(self) -> None:
+    async def tell_change(self) -> None:
         self.progress.changes += 1
         async with self._changed:
             self._changed.notify_all()
@@ -458,14 +458,14 @@ class Migration:
         if deadline is Deadline.STALL:
             return self._active_at + limits.transfer_stall_seconds
         if deadline is Deadline.RETRY:
-            return self._entered_at + self._retry_seconds
+            return self._waiting_since + self._retry_seconds
         seconds = {
             Deadline.CHECK: limits.check_seconds,
             Deadline.PREPARE: limits.prepare_seconds,
             Deadline.HANDOFF: limits.handoff_seconds,
             Deadline.HOLD: limits.hold_seconds,
         }[deadline]
-        return self._entered_at + seconds
+        return self._waiting_since + seconds
 
     # ---- actions ---------------------------------------------------------------------------------------
 
@@ -478,16 +478,16 @@ class Migration:
             before = await self.host.faults.reach(f"{point}.before", self.link)
             match action:
                 case Record(kind):
-                    done = await self._record(kind, fail_first=before.kind is Kind.FAIL)
+                    done = await record(self, kind, fail_first=before.kind is Kind.FAIL)
                 case Send(message):
                     self.send(MESSAGES[message](self))
-                    self._trace(f"send {message.TYPE.replace('-', '_').upper()}")
+                    self.trace(f"send {message.TYPE.replace('-', '_').upper()}")
                     done = True
                 case CloseLink():
                     if self.link is not None:
                         self.link.close()
                         self.link = None
-                    self._trace("close link")
+                    self.trace("close link")
                     done = True
             after = await self.host.faults.reach(f"{point}.after", self.link)
             if not done or after.kind is Kind.FAIL:
@@ -498,96 +498,13 @@ class Migration:
     async def _begin(self, operation: Operation) -> None:
         if self._operation is not None:
             await self._operation.stop()
-            self._drop_new_link()  # it was made, and nobody wants it any more
-        self._trace(f"begin {operation}")
+            self.drop_new_link()  # it was made, and nobody wants it any more
+        self.trace(f"begin {operation}")
         running = self._operation = Running(operation)
-        self.nursery.start_soon(self._operate, running)
+        self.nursery.start_soon(operate, self, running)
 
-    async def _operate(self, running: Running) -> None:
-        operation = running.operation
-        overdue = OVERDUE.get(operation)
-        seconds = float("inf")
-        if overdue is not None:
-            seconds = self.host.config.migration.operation_seconds
-        try:
-            with running.scope:
-                event = overdue
-                with trio.move_on_after(seconds):
-                    event = await self._perform(operation)
-                if event is overdue and operation is Operation.CONNECT:
-                    self._drop_new_link()
-                assert event is not None, "without a limit of its own it ends with an event"
-                self._trace(f"{operation} ends {event}")
-                self.post(event, running)
-        finally:
-            running.over.set()
-
-    async def _perform(self, operation: Operation) -> Event:
-        point = point_of(self.side, operation)
-        fault = await self.host.faults.reach(f"{point}.before", self.link)
-        if fault.kind in _SIMULATED:
-            return self._simulate(operation, fault.kind)
-        if fault.kind is Kind.FLIP:
-            self.flip_bit = int(fault.number)
-        event = await OPERATIONS[operation](self)
-        fault = await self.host.faults.reach(f"{point}.after", self.new_link or self.link)
-        return self._simulate(operation, fault.kind) if fault.kind in _SIMULATED else event
-
-    def _simulate(self, operation: Operation, kind: Kind) -> Event:
-        event = (FAILS if kind is Kind.FAIL else UNKNOWNS)[operation]
-        if event is Event.CHECKS_FOUND:
-            self.findings = (SIMULATED_FINDING,)
-        return self.explain(event, "fault", f"a fault that was armed: {operation} {kind}")
-
-    def _drop_new_link(self) -> None:
+    def drop_new_link(self) -> None:
         if self.new_link is not None:
             self.new_link.close()
             self.new_link = None
             self._early.clear()
-
-    async def _record(self, kind: RecordKind, *, fail_first: bool) -> bool:
-        """On disk, or False where it can be done without; any other record is tried until it is written."""
-        while True:
-            try:
-                if fail_first:
-                    fail_first = False
-                    raise JournalError("a fault that was armed: the journal is not written")
-                await self._append(kind)
-            except JournalError as error:
-                self._trace(f"record {kind} fails")
-                log.error("migration %s of %s: %s", self.id[:8], self.name, error)
-                self.progress.sentence = error.sentence
-                await self._tell_change()
-                if kind in GIVE_UP_POSSIBLE:
-                    self.explain(Event.RECORD_FAILED, error.code, error.sentence, error.remedy)
-                    return False
-                await trio.sleep(RECORD_RETRY_SECONDS)
-            else:
-                return True
-
-    async def _append(self, kind: RecordKind) -> None:
-        entry = MigrationEntry(
-            id=self.id,
-            side=self.side,
-            peer=self.peer,
-            peer_journal=self.peer_journal,
-            definition=self.definition,
-            run_state=self.run_state,
-        )
-        receiving = None
-        if kind is RecordKind.PREPARED:
-            receiving = DomainEntry(
-                definition=self.definition,
-                state=_RECEIVING_STATE[self.run_state],
-                migration=self.id,
-            )
-        sentence = self.reason.sentence if kind in _EXPLAINED and self.reason else ""
-        self.records.append(
-            await self.host.journal.append(entry, kind, sentence, receiving=receiving)
-        )
-        self._trace(f"record {kind}")
-        if receiving is not None:
-            self.domain = self.host.domains.expect(receiving)
-            self.host.inventory.release(self.id)
-        if self.side is Side.TARGET and self.domain is not None:
-            self.domain.settling = kind in (RecordKind.RUNNING, RecordKind.LOST)

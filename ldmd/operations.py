@@ -28,10 +28,9 @@ from ldmd.errors import (
 )
 from ldmd.host import Host
 from ldmd.hypervisor.driver import RunStatus
-from ldmd.journal.records import DomainState, JournalRecord, MigrationHistory, Side
+from ldmd.journal.records import DomainState, Side
 from ldmd.migration import Migration
 from ldmd.registry import Registry
-from protocol.actions import RecordKind
 from protocol.events import Event
 from protocol.machine import Decision, Machine
 from protocol.phases import RunState
@@ -50,17 +49,6 @@ ASKED_AT_ONCE = 32
 
 SETTLE_WAIT_SECONDS = 2.0
 """A migration that is decided is reported then at the latest; the last message to the peer may take longer."""
-
-DECISIONS: Mapping[RecordKind, str] = {
-    RecordKind.PREPARING: "running",
-    RecordKind.PREPARED: "running",
-    RecordKind.GRANTED: "in doubt",
-    RecordKind.COMPLETED: "target",
-    RecordKind.COMMITTED: "target",
-    RecordKind.RUNNING: "target",
-    RecordKind.LOST: "target",
-    RecordKind.ABORTED: "source",
-}
 
 
 @define(eq=False)
@@ -82,8 +70,6 @@ class Operations:
             "add-domain": self.add_domain,
             "migrate-domain": self.migrate_domain,
             "cancel-migration": self.cancel_migration,
-            "list-migrations": self.list_migrations,
-            "show-migration": self.show_migration,
         }
 
     # ---- the host ----------------------------------------------------------------------------------------
@@ -304,7 +290,7 @@ class Operations:
                 await show_once(
                     "in-doubt", {"event": "in-doubt", "sentence": _doubt_sentence(migration)}
                 )
-            if migration.decision in (Decision.TARGET, Decision.LOST):
+            if migration.decided:
                 decided_at = decided_at or now
                 if now - decided_at > SETTLE_WAIT_SECONDS:
                     return
@@ -399,74 +385,6 @@ class Operations:
             "sentence": f"too late: past the point of no return; {migration.name} is on {target}",
             "migration": migration.id,
         }
-
-    # ---- history -----------------------------------------------------------------------------------------
-
-    async def list_migrations(
-        self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
-    ) -> dict[str, Any]:
-        Arguments.of(arguments)
-        histories = await self.host.journal.load_migrations()
-        shown = {history.entry.id for history in histories}
-        young = [self._describe_young(m) for m in self.registry if m.id not in shown]
-        return {"migrations": [self._describe_history(h) for h in histories] + young}
-
-    async def show_migration(
-        self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
-    ) -> dict[str, Any]:
-        wanted = Arguments.of(arguments, "migration").text("migration")
-        found = [
-            description
-            for description in (await self.list_migrations(_caller, {}, _progress))["migrations"]
-            if description["migration"].startswith(wanted)
-        ]
-        if len(found) != 1:
-            raise NotFound(
-                f"{'several migrations have an id that begins' if found else 'there is no migration'} with {wanted}",
-                remedy="`ldm list-migrations` shows those there are",
-            )
-        return dict(found[0])
-
-    def _describe_history(self, history: MigrationHistory) -> dict[str, Any]:
-        entry = history.entry
-        last = [k for k in history.kinds if k is not RecordKind.SETTLED][-1]
-        running = self.registry.get(entry.id)
-        decision = DECISIONS[last]
-        sentence = next((r.sentence for r in reversed(history.records) if r.sentence), "")
-        if running is not None and decision == "in doubt":
-            sentence = _doubt_sentence(running)
-        return {
-            "migration": entry.id,
-            "domain": entry.definition.name,
-            "uuid": entry.definition.uuid,
-            "role": entry.side,
-            "peer": entry.peer,
-            "decision": decision,
-            "records": [_record(record) for record in history.records],
-            "settled": history.settled,
-            "sentence": sentence,
-        }
-
-    def _describe_young(self, migration: Migration) -> dict[str, Any]:
-        return {
-            "migration": migration.id,
-            "domain": migration.name,
-            "uuid": migration.definition.uuid,
-            "role": migration.side,
-            "peer": migration.peer,
-            "decision": "running",
-            "records": [],
-            "settled": False,
-            "sentence": migration.machine.state,
-        }
-
-
-def _record(record: JournalRecord) -> dict[str, Any]:
-    return {
-        "kind": record.kind,
-        "time_unix_ms": record.time_unix_ms,
-        "sentence": record.sentence,
-    }
 
 
 def _findings(migration: Migration) -> list[dict[str, Any]]:

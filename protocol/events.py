@@ -67,9 +67,16 @@ class Event(enum.StrEnum):
     LINK_LOST = "LINK_LOST"
     DEADLINE = "DEADLINE"
     CANCEL_ASKED = "CANCEL_ASKED"
+    KEEP_ASKED = "KEEP_ASKED"
+    """An operator: the domain stays here, the other side will never answer."""
+    GIVE_UP_ASKED = "GIVE_UP_ASKED"
+    """An operator: the domain is the other side's, which will never answer."""
     SUPERSEDED = "SUPERSEDED"
     """The source asks for another migration of the same domain: it knows that this one is over."""
 
+
+OVERRIDES: Final = frozenset({Event.KEEP_ASKED, Event.GIVE_UP_ASKED})
+"""Only possible in the states that have a row for them."""
 
 PEER_EVENTS: Final = frozenset(
     {

@@ -1,7 +1,9 @@
 """The target's side of a migration, as a table.
 
 The target decides. It may abort alone until COMMITTED is on disk; that record is the decision, and a late or repeated
-HANDOFF can only read it. Whatever it answers, it answers after the record that says so.
+HANDOFF can only read it. Whatever it answers, it answers after the record that says so. (A refusal needs none of its
+own before COMMITTED: all that recovery can do from PREPARED is to abort. So a journal that cannot be written holds up no
+refusal, and the source need not wait for it.)
 
 A resume that definitely failed is undone by recording ABORTED *first* and destroying then: a crash between the two is
 recovered from ABORTED by destroying again. (The other order would be recovered from COMMITTED with the process gone,
@@ -57,10 +59,14 @@ Ev = Event
 Op = Operation
 TargetRow = Row[TargetState]
 
-_GIVE_UP: Final[tuple[Action, ...]] = (Record(RecordKind.ABORTED), Op.DESTROY_DOMAIN)
+_GIVE_UP: Final[tuple[Action, ...]] = (Op.DESTROY_DOMAIN,)
+_UNDO: Final[tuple[Action, ...]] = (Record(RecordKind.ABORTED), Op.DESTROY_DOMAIN)
+"""Where recovery could still take the domain over: COMMITTED is on disk, or may be."""
+_END_ABORTED: Final[tuple[Action, ...]] = (Record(RecordKind.ABORTED), Record(RecordKind.SETTLED))
 _ANSWER_RUNNING: Final[tuple[Action, ...]] = (Record(RecordKind.RUNNING), Send(m.HandoffDone))
 _LOSE: Final[tuple[Action, ...]] = (Record(RecordKind.LOST), Op.END_DOMAIN)
 _SETTLE: Final[tuple[Action, ...]] = (Record(RecordKind.SETTLED), Send(m.Settled))
+_END_ALONE: Final[tuple[Action, ...]] = (Record(RecordKind.SETTLED), CloseLink())
 
 
 def _give_up_rows(state: TargetState) -> Iterable[TargetRow]:
@@ -130,9 +136,9 @@ _ROWS: Final[tuple[TargetRow, ...]] = (
         )
     ),
     *_ignore(St.CONFIRMING, Ev.LINK_LOST, Ev.HANDOFF),
-    Row(St.COMMITTING, Ev.RECORD_FAILED, St.DENYING, _GIVE_UP),  # it was not resumed
+    Row(St.COMMITTING, Ev.RECORD_FAILED, St.DENYING, _UNDO),  # it was not resumed
     Row(St.COMMITTING, Ev.RESUMED, St.RUNNING, _ANSWER_RUNNING),
-    Row(St.COMMITTING, Ev.RESUME_FAILED, St.DENYING, _GIVE_UP),
+    Row(St.COMMITTING, Ev.RESUME_FAILED, St.DENYING, _UNDO),
     Row(St.COMMITTING, Ev.RESUME_UNKNOWN, St.PROBING, (Op.PROBE_DOMAIN,)),
     Row(St.COMMITTING, Ev.DOMAIN_GONE, St.LOSING, _LOSE),
     *_ignore(St.COMMITTING, *_TOO_LATE, Ev.HANDOFF, Ev.SUPERSEDED),
@@ -149,6 +155,7 @@ _ROWS: Final[tuple[TargetRow, ...]] = (
     *_ignore(St.COMMITTING_AGAIN, *_TOO_LATE, Ev.HANDOFF, Ev.SUPERSEDED),
     Row(St.RUNNING, Ev.HANDOFF, St.RUNNING, (Send(m.HandoffDone),)),
     Row(St.RUNNING, Ev.RELEASED, St.MOVED, _SETTLE),
+    Row(St.RUNNING, Ev.KEEP_ASKED, St.MOVED, _END_ALONE),
     *_ignore(St.RUNNING, *_TOO_LATE, Ev.SUPERSEDED),
     # ---- it cannot be known whether it ran: end it, and say that it ran
     Row(St.LOSING, Ev.DESTROYED, St.LOST, (Send(m.HandoffLost),)),
@@ -158,15 +165,16 @@ _ROWS: Final[tuple[TargetRow, ...]] = (
     *_ignore(St.LOSE_WAITING, *_TOO_LATE, Ev.HANDOFF, Ev.RELEASED, Ev.SUPERSEDED),
     Row(St.LOST, Ev.HANDOFF, St.LOST, (Send(m.HandoffLost),)),
     Row(St.LOST, Ev.RELEASED, St.LOST_SETTLED, _SETTLE),
+    Row(St.LOST, Ev.KEEP_ASKED, St.LOST_SETTLED, _END_ALONE),
     *_ignore(St.LOST, *_TOO_LATE, Ev.SUPERSEDED),
     # ---- asked to decide, and the answer is no
-    Row(St.DENYING, Ev.DESTROYED, St.ABORTED, (Send(m.HandoffRefused), Record(RecordKind.SETTLED))),
+    Row(St.DENYING, Ev.DESTROYED, St.ABORTED, (Send(m.HandoffRefused), *_END_ABORTED)),
     Row(St.DENYING, Ev.DESTROY_FAILED, St.DENY_WAITING),
     *_ignore(St.DENYING, *_TOO_LATE, Ev.HANDOFF, Ev.SUPERSEDED),
     Row(St.DENY_WAITING, Ev.DEADLINE, St.DENYING, (Op.DESTROY_DOMAIN,)),
     *_ignore(St.DENY_WAITING, *_TOO_LATE, Ev.HANDOFF, Ev.SUPERSEDED),
     # ---- gave up before it was asked
-    Row(St.ABORTING, Ev.DESTROYED, St.ABORTED, (Send(m.Refused), Record(RecordKind.SETTLED))),
+    Row(St.ABORTING, Ev.DESTROYED, St.ABORTED, (Send(m.Refused), *_END_ABORTED)),
     Row(St.ABORTING, Ev.DESTROY_FAILED, St.ABORT_WAITING),
     *_ignore(St.ABORTING, *_TOO_LATE, Ev.CANCEL, Ev.HANDOFF, Ev.DIGEST, Ev.SUPERSEDED),
     Row(St.ABORT_WAITING, Ev.DEADLINE, St.ABORTING, (Op.DESTROY_DOMAIN,)),

@@ -168,6 +168,11 @@ class Fleet:
                 found[manager.name] = domain["run_state"]
         return found
 
+    async def copies_at(self, manager: str, name: str = "ldg1") -> str | None:
+        """The copy's run state there; for when the other manager is not running."""
+        domain = (await self[manager].domains()).get(name)
+        return None if domain is None else domain["run_state"]
+
     def console(self, manager: str, uuid: str) -> str:
         path = self[manager].folder / "run" / "domains" / uuid / "console.log"
         return path.read_bytes().decode(errors="replace") if path.exists() else ""

@@ -145,4 +145,43 @@ def cancel_operation(manager: Manager, as_json: bool, kind: str, domain: str) ->
         raise click.exceptions.Exit(1)
 
 
-COMMANDS: Final = (migrate_domain, cancel_operation)
+@click.command("recover-migration", short_help="Decide for a peer that never comes back.")
+@click.option(
+    "--keep-here", "decision", flag_value="keep-here", help="The domain stays on this host."
+)
+@click.option(
+    "--give-up-here", "decision", flag_value="give-up-here", help="The domain is the peer's."
+)
+@click.option("--reason", required=True, help="Kept in the journal, with your name.")
+@click.option("--yes", is_flag=True, help="Do not ask whether the peer is off and stays off.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("migration")
+@pass_manager
+def recover_migration(
+    manager: Manager,
+    decision: str | None,
+    reason: str,
+    yes: bool,
+    as_json: bool,
+    migration: str,
+) -> None:
+    """Decide a migration whose other side will never answer.
+
+    Only for a peer that is off and stays off: were it running the domain, there would be two.
+    The peer is tried once more, and the command refused if it answers.
+    """
+    if decision is None:
+        raise click.UsageError("say --keep-here or --give-up-here")
+    if not yes:
+        click.confirm(
+            "Is the other host off, and made sure to stay off, so that it cannot run the domain?",
+            abort=True,
+        )
+    document = manager.ask(lambda client: client.recover_migration(migration, decision, reason))
+    if as_json:
+        output.print_json(document)
+    else:
+        output.print_migration(document)
+
+
+COMMANDS: Final = (migrate_domain, cancel_operation, recover_migration)

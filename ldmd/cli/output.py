@@ -10,6 +10,7 @@ import datetime
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -261,6 +262,18 @@ def print_migrations(migrations: Sequence[Document]) -> None:
     print_table(header, rows)
 
 
+PREFIXES: Final = {"meaning": "", "remedy": "what to do: ", "sentence": "last seen: "}
+
+
+def print_wrapped(text: str) -> None:
+    """Two blanks before each line, as wide as the terminal, 80 columns where there is none."""
+    width = min(shutil.get_terminal_size().columns, 100) - 1
+    lines = textwrap.wrap(
+        text, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False
+    )
+    click.echo("\n".join(lines))
+
+
 def print_migration(migration: Document) -> None:
     print_fields(
         f"{migration['domain']}  {migration['migration']}",
@@ -269,9 +282,12 @@ def print_migration(migration: Document) -> None:
             "peer": migration["peer"],
             "decision": DECISIONS.get(migration["decision"], migration["decision"]),
             "settled": "yes" if migration["settled"] else "no",
-            "": migration["sentence"] or None,
+            "state": migration["state"],
         },
     )
+    for words in ("meaning", "remedy", "sentence"):
+        if migration[words]:
+            print_wrapped(PREFIXES[words] + migration[words])
     for record in migration["records"]:
         line = f"  {show_time(record['time_unix_ms'])}  {record['kind']:<9}  {record['sentence']}"
         click.echo(line.rstrip())

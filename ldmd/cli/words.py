@@ -23,6 +23,7 @@ SHORT_FORMS: Final[Mapping[str, tuple[str, ...]]] = {
     "cancel-operation": ("cancel-op",),
     "list-migrations": ("ls-migrations",),
     "show-migration": (),
+    "recover-migration": (),
     "fault": (),
     "status": (),
     "demo": (),

@@ -35,10 +35,14 @@ from ldmd.journal.records import (
     MigrationHistory,
     Side,
 )
+from ldmd.journal.reserve import Reserve
 from protocol.actions import RecordKind
 from protocol.phases import RunState
 
 SCHEMA_VERSION: Final = 1
+
+BEGINNINGS: Final = frozenset({RecordKind.PREPARING, RecordKind.PREPARED})
+"""Records that a migration may be given up for: they are refused without a reserve of room for the others."""
 T = TypeVar("T")
 
 SEALED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -65,6 +69,7 @@ class Journal:
     def __init__(self, path: Path, connection: sqlite3.Connection, journal_id: str) -> None:
         self.path = path
         self.id = journal_id
+        self._reserve = Reserve(path.with_name(path.name + "-reserve"))
         self._connection = connection
         self._one_at_a_time = trio.CapacityLimiter(1)
 
@@ -84,9 +89,12 @@ class Journal:
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def transact() -> T:
             try:
-                with self._connection:
-                    self._connection.execute("BEGIN IMMEDIATE")
-                    return work(self._connection)
+                try:
+                    return self._transact(work)
+                except sqlite3.Error as error:
+                    if not (_is_full(error) and self._reserve.spend()):
+                        raise
+                    return self._transact(work)
             # ValueError: a word that this version does not know
             except (sqlite3.Error, ValueError) as error:
                 raise JournalError(
@@ -95,6 +103,20 @@ class Journal:
                 ) from error
 
         return await trio.to_thread.run_sync(transact, limiter=self._one_at_a_time)
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            return work(self._connection)
+
+    def _fill_reserve(self) -> None:
+        try:
+            self._reserve.fill()
+        except OSError as error:
+            raise JournalError(
+                f"the journal {self.path} has no room to settle a migration in: {error.strerror}",
+                remedy="make room on that disk, then ask again",
+            ) from error
 
     # ---- domains ---------------------------------------------------------------------------------------
 
@@ -132,7 +154,7 @@ class Journal:
         """One record, and in the same transaction what it means for the domain.
 
         The first record of a migration also writes its entry and lets it hold the domain; with ``receiving`` the domain
-        is added (target). SETTLED lets the domain go.
+        is added (target). SETTLED lets the domain go, or removes it where it is the other side's.
         """
         record = JournalRecord(
             kind=kind, time_unix_ms=time.time_ns() // 1_000_000, sentence=sentence
@@ -160,9 +182,13 @@ class Journal:
             _insert(c, "record", entry.id, last + 1, kind, record.time_unix_ms, sentence)
             if kind is RecordKind.PREPARING:
                 _update(c, "domain", ("migration", entry.id), ("uuid", entry.definition.uuid))
+            elif kind is RecordKind.SETTLED and _is_the_others(c, entry):
+                c.execute("DELETE FROM domain WHERE migration = ?", (entry.id,))
             elif kind is RecordKind.SETTLED:
                 _update(c, "domain", ("migration", None), ("migration", entry.id))
 
+        if kind in BEGINNINGS:
+            await trio.to_thread.run_sync(self._fill_reserve, limiter=self._one_at_a_time)
         await self._run(work)
         return record
 
@@ -304,6 +330,10 @@ def _update(
     )
 
 
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
 def _damaged(path: Path, words: str) -> JournalError:
     return JournalError(
         f"the journal {path} is damaged: {words}",
@@ -328,6 +358,13 @@ def _load(text: str) -> DomainDefinition:
 
 def _dump(definition: DomainDefinition) -> str:
     return json.dumps(to_document(definition), separators=(",", ":"))
+
+
+def _is_the_others(c: sqlite3.Connection, entry: MigrationEntry) -> bool:
+    """The domain, by what is recorded: a source has completed, or a target aborted."""
+    decisive = RecordKind.COMPLETED if entry.side is Side.SOURCE else RecordKind.ABORTED
+    query = "SELECT 1 FROM record WHERE migration = ? AND kind = ?"
+    return c.execute(query, (entry.id, decisive)).fetchone() is not None
 
 
 def _insert_domain(c: sqlite3.Connection, entry: DomainEntry) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ldmd.errors import HypervisorError, JournalError, OutcomeUnknown
 from ldmd.hypervisor.driver import RunStatus
+from ldmd.journal.records import Side
 from protocol import messages as m
 from protocol.events import Event
 from protocol.phases import Mode, RunState
@@ -41,15 +42,17 @@ async def probe_domain(migration: Migration) -> Event:
 async def resume_domain(migration: Migration) -> Event:
     """Bring this side's copy to the run state the domain had. Idempotent."""
     domain = migration.domain
+    # the target's copy: this resume ran no instruction of it, so a first one can still be undone
+    gone = Event.DOMAIN_GONE if migration.side is Side.SOURCE else Event.RESUME_FAILED
     if migration.run_state.mode is Mode.COLD:
         return Event.RESUMED
     if domain is None:
-        return Event.DOMAIN_GONE
+        return gone
     try:
         process = await migration.host.domains.readopt(domain)
         if process is None or await process.status() is RunStatus.GONE:
             return migration.explain(
-                Event.DOMAIN_GONE, "domain-ended", f"the process of {migration.name} has ended"
+                gone, "domain-ended", f"the process of {migration.name} has ended"
             )
         if migration.run_state is RunState.RUNNING:
             await process.resume()

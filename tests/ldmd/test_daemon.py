@@ -548,6 +548,9 @@ async def test_what_a_migration_answers_and_leaves_in_the_history(tmp_path: Path
                 "records": [RECORD] * 4,
                 "settled": bool,
                 "sentence": str,
+                "state": str,
+                "meaning": str,
+                "remedy": str,
             }
             assert history["migration"] == moved["migration"]
             assert history["uuid"] == identity

@@ -180,13 +180,36 @@ async def test_preparing_lets_the_migration_hold_the_domain_and_settled_lets_go(
         (domain,) = await journal.load_domains()
         return domain.migration
 
-    for kind in (K.PREPARING, K.GRANTED, K.COMPLETED):
+    for kind in (K.PREPARING, K.GRANTED, K.ABORTED):
         await journal.append(entry, kind, "")
         assert await holder() == entry.id
     assert [m.entry.id for m in await journal.load_unsettled()] == [entry.id]
     await journal.append(entry, K.SETTLED, "")
     assert await holder() is None
     assert await journal.load_unsettled() == []
+    await journal.aclose()
+
+
+@pytest.mark.parametrize(
+    ("side", "kinds"),
+    [
+        (Side.SOURCE, (K.PREPARING, K.GRANTED, K.COMPLETED, K.SETTLED)),
+        (Side.TARGET, (K.PREPARED, K.ABORTED, K.SETTLED)),
+    ],
+    ids=str,
+)
+async def test_settled_removes_the_domain_that_is_the_other_sides(
+    path: Path, side: Side, kinds: tuple[K, ...]
+) -> None:
+    """It has been removed before; this is for a journal that could not be written then."""
+    journal = await Journal.open(path)
+    entry = make_entry(side=side)
+    receiving = domain_of(entry, migration=entry.id) if side is Side.TARGET else None
+    if receiving is None:
+        await journal.add_domain(domain_of(entry))
+    for kind in kinds:
+        await journal.append(entry, kind, "", receiving=receiving if kind is K.PREPARED else None)
+    assert await journal.load_domains() == []
     await journal.aclose()
 
 
@@ -368,6 +391,8 @@ async def main():
     path = Path(sys.argv[1])
     journal = await Journal.open(path)
     await journal.add_domain(domain_of(make_entry()))
+    first = make_entry("e" * 32, name="first")
+    await journal.append(first, RecordKind.PREPARED, "", receiving=domain_of(first))
     size = (path.parent / (path.name + "-wal")).stat().st_size
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as a full disk: an error of write(2)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -399,9 +424,54 @@ async def test_a_full_disk_refuses_and_keeps_what_was_there(path: Path) -> None:
     written = int(done.stdout)
     _, domains, migrations = await read_all(path)
     names = {d.definition.name for d in domains}
-    assert {"ldg1", "last"} <= names
-    assert len(domains) == written + 2
+    assert {"ldg1", "first", "last"} <= names
+    assert len(domains) == written + 3
     assert {h.entry.definition.name for h in migrations} == names - {"ldg1"}
+
+
+RESERVE = """
+import os, subprocess, sys, trio
+from pathlib import Path
+from ldmd.errors import JournalError
+from ldmd.journal.store import Journal
+from protocol.actions import RecordKind as K
+from tests.ldmd.test_journal import make_entry
+
+async def main():
+    folder = Path(sys.argv[1])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=True)
+    journal = await Journal.open(folder / "journal.sqlite")
+    entry = make_entry()
+    await journal.append(entry, K.PREPARING, "")
+    filler = os.open(folder / "filler", os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(filler, bytes(4096))
+    except OSError:
+        pass
+    for kind in (K.GRANTED, K.COMPLETED, K.SETTLED):
+        await journal.append(entry, kind, "x" * 3000)
+    other = make_entry("1" * 32, name="other")
+    try:
+        await journal.append(other, K.PREPARING, "")
+    except JournalError as error:
+        assert "no room to settle a migration" in error.sentence, error
+    else:
+        raise AssertionError("it began without a reserve")
+    os.ftruncate(filler, 0)
+    await journal.append(other, K.PREPARING, "")
+    await journal.aclose()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a small disk of its own (tmpfs) takes root")
+def test_a_migration_that_began_is_settled_on_a_full_disk(tmp_path: Path) -> None:
+    command = ["unshare", "--mount", sys.executable, "-c", RESERVE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert os.listdir(tmp_path) == []  # the mount went with the process
 
 
 def test_the_limit_of_this_process_is_untouched() -> None:

@@ -16,8 +16,8 @@ LARGE_MIB = 512
 """Takes long enough to be caught in the middle."""
 
 
-def hang(point: str) -> str:
-    return f'[faults]\nallowed = true\narmed = ["{point}=hang"]\n'
+def hang(point: str, kind: str = "hang") -> str:
+    return f'[faults]\nallowed = true\narmed = ["{point}={kind}"]\n'
 
 
 async def begin(fleet: Fleet, nursery: trio.Nursery, outcome: list[Any]) -> None:
@@ -120,7 +120,7 @@ async def test_too_late_tells_the_truth(tmp_path: Path) -> None:
     """The target hangs behind its COMMITTED record: the cancel waits and then says where the domain is."""
     point = "target.record-committed.after"
     async with (
-        make_fleet(tmp_path, extra={"host-b": hang(point)}) as fleet,
+        make_fleet(tmp_path, extra={"host-b": hang(point, "delay:60")}) as fleet,
         trio.open_nursery() as nursery,
     ):
         await fleet.start_domain("host-a")

@@ -1,4 +1,6 @@
-"""``python -m tests.model``: explores the shipped tables, then looks for every planted mistake. Exit 0: all is well."""
+"""``python -m tests.model [--brief]``: explores the shipped tables, then looks for every planted mistake, and prints a
+shortest trace of each unless told to be brief. Exit 0: no violation, and every mistake was found.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from tests.model.world import LINKS_MAX, Kind
 PROCESSES = 2
 
 
-def main() -> int:
+def main(*, brief: bool) -> int:
     started = time.monotonic()
     print(
         f"bounds: {LINKS_MAX} links that are not forgotten at a time; crashes, cuts, cancels and"
@@ -29,10 +31,12 @@ def main() -> int:
         waiting = [pool.apply_async(_check, (n, known)) for n, (_, known) in enumerate(jobs)]
         found = 0
         for number, answer in enumerate(waiting):
-            what, depth, states = answer.get()
+            what, depth, states, trace = answer.get()
             found += bool(what)
             print(f"planted: {PLANTS[number].name} ({PLANTS[number].kind})")
             print(f"  {what or 'NOT FOUND'}, after {depth} steps, {states} states", flush=True)
+            if trace and not brief:
+                print(*(f"    {line}" for line in trace.splitlines()[1:]), sep="\n")
     count = sum(len(r.violations) for r in results.values())
     print(
         f"{sum(r.states for r in results.values())} states,"
@@ -44,10 +48,10 @@ def main() -> int:
     return 0 if well and found == len(PLANTS) else 1
 
 
-def _check(number: int, known: frozenset[str]) -> tuple[str, int, int]:
+def _check(number: int, known: frozenset[str]) -> tuple[str, int, int, str]:
     finding = check_plant(PLANTS[number], known)
-    return finding.found, finding.depth, finding.states
+    return finding.found, finding.depth, finding.states, finding.trace
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(brief="--brief" in sys.argv[1:]))

@@ -22,6 +22,8 @@ class Finding:
     """What is broken; "" when the mistake was not found."""
     depth: int
     states: int
+    trace: str = ""
+    """A shortest one, as a table."""
 
 
 def check_plant(plant: Plant, known: frozenset[str]) -> Finding:
@@ -34,7 +36,9 @@ def check_plant(plant: Plant, known: frozenset[str]) -> Finding:
     violation = next((v for what, v in result.violations.items() if is_it(what)), None)
     if violation is None:
         return Finding(plant, "", result.depth, result.states)
-    return Finding(plant, violation.what, len(violation.trace) - 1, result.states)
+    return Finding(
+        plant, violation.what, len(violation.trace) - 1, result.states, render(violation)
+    )
 
 
 def report(kind: Kind, result: Result) -> str:

@@ -141,6 +141,13 @@ def _release_early(table: Table[Any]) -> Table[Any]:
     return act(table, S.HANDING_OFF, Ev.HANDOFF_DONE, Op.DESTROY_DOMAIN)
 
 
+def _never_overridden(table: Table[Any]) -> Table[Any]:
+    for state in (S.IN_DOUBT, S.ASKING):
+        for event in (Ev.KEEP_ASKED, Ev.GIVE_UP_ASKED):
+            table = drop(table, state, event)
+    return table
+
+
 PLANTS: Final[tuple[Plant, ...]] = (
     Plant("HANDOFF is sent before GRANTED is on disk", "I1 I2", source(_send_before_grant)),
     Plant(
@@ -199,9 +206,37 @@ PLANTS: Final[tuple[Plant, ...]] = (
         Kind.COLD,
     ),
     Plant(
-        "the source resumes without ABORTED",
-        "I1 I2 I4",
-        source(lambda t: act(t, S.VERIFYING, Ev.LINK_LOST, Op.RESUME_DOMAIN)),
+        "a GRANTED that may be on disk is forgotten",
+        "I1 I2",
+        source(
+            lambda t: put(t, Row(S.HANDING_OFF, Ev.RECORD_FAILED, S.RESUMING, (Op.RESUME_DOMAIN,)))
+        ),
+    ),
+    Plant(
+        "a withdrawal that was not answered counts",
+        "I1 I2",
+        source(lambda t: act(t, S.WITHDRAWING, Ev.LINK_LOST, Op.RESUME_DOMAIN)),
+    ),
+    Plant(
+        "a target without its journal counts as refusing",
+        "I1 I2",
+        source(
+            lambda t: put(
+                t, Row(S.ASKING, Ev.JOURNAL_LOST, S.RESUMING_ALONE, (CloseLink(), *SOURCE_GIVES_UP))
+            )
+        ),
+    ),
+    Plant(
+        "nobody can keep the domain of a host that is fenced",
+        "I4",
+        source(_never_overridden),
+        Kind.SUSPENDED,
+    ),
+    Plant(
+        "nobody can settle what a fenced source handed off",
+        "I4",
+        target(lambda t: drop(t, T.RUNNING, Ev.KEEP_ASKED)),
+        Kind.COLD,
     ),
     Plant(
         "the target's deadline aborts a commit", "I1 I2 I3", target(_wait_and_abort(T.COMMITTING))

@@ -23,7 +23,7 @@ from attrs import frozen
 
 from protocol import messages as m
 from protocol.actions import GIVE_UP_POSSIBLE, Action, CloseLink, Operation, Record, Send
-from protocol.events import EVENT_OF_MESSAGE, PEER_EVENTS, Event
+from protocol.events import EVENT_OF_MESSAGE, OVERRIDES, PEER_EVENTS, Event
 from protocol.machine import Decision, Table
 from protocol.phases import Mode
 
@@ -33,6 +33,8 @@ RECORD_FAILED_FIRST = True
 """Whether the runner takes RECORD_FAILED up before what is queued already; it posts it behind that (``_carry_out``)."""
 
 DEAD = "(killed)"
+FENCED = "(fenced)"
+"""Killed for good, with every process of it, by a person who says so."""
 ABSENT = "(none)"
 """No migration in this manager, and nothing in its journal to go on with."""
 
@@ -88,6 +90,8 @@ class World(NamedTuple):
     """The source's copy was resumed."""
     told: frozenset[str]
     """What an operator who asked could have been told: "source", "target"."""
+    journal_lost: bool = False
+    """The target's journal is a new one."""
 
 
 @frozen(eq=False)
@@ -196,8 +200,13 @@ class Model:
             side = _side(w, rules)
             if side.state == DEAD:
                 yield self._restart(w, rules)
+                yield from self._never_come_back(w, rules)
+                continue
+            if side.state == FENCED:
                 continue
             if side.state == ABSENT:
+                if rules is self.target and w.journal_lost:
+                    yield from self._fence(w, rules)
                 continue
             if side.state not in rules.final or side.actions or w.links:
                 yield Step(f"{rules.side} manager killed", self._crash(w, rules), True)
@@ -216,7 +225,7 @@ class Model:
         w = self._tidy(step.world)
         broken = list(step.broken)
         told = w.told | self._tellable(w)
-        if len(told) == 2 and told != before.told:
+        if len(told) == 2 and told != before.told and not _fenced(w):
             broken.append("I5: two different answers")
         w = w._replace(told=told)
         if w.source_copy == "live" and w.target_copy == "live":
@@ -283,6 +292,10 @@ class Model:
         elif side.state in rules.deadlines:
             yield self._event(w, rules, "DEADLINE", fault=False)
         yield self._event(w, rules, "CANCEL_ASKED", fault=True)
+        if self._fenced_peer(w, rules):
+            for event in OVERRIDES:
+                if (side.state, event.value) in rules.rows:
+                    yield self._event(w, rules, event.value, fault=False)
         source_over = w.source.state == ABSENT or (
             w.source.state in self.source.final and not w.source.actions
         )
@@ -312,7 +325,9 @@ class Model:
 
     def _record(self, w: World, rules: Rules, kind: str) -> Step:
         side = _side(w, rules)
-        w = _with(w, rules, side._replace(journal=(*side.journal, kind), shadow=""))
+        again = side.journal[-1:] == (kind,)  # not written twice
+        journal = side.journal if again else (*side.journal, kind)
+        w = _with(w, rules, side._replace(journal=journal, shadow=""))
         broken: tuple[str, ...] = ()
         if kind == "PREPARED" and self.kind is Kind.COLD:
             w = w._replace(target_copy="complete")  # the definition, in the same transaction
@@ -321,7 +336,7 @@ class Model:
             if copy == "complete" and self.kind is not Kind.RUNNING:
                 copy = "live"  # nothing has to execute: from now on it is the target's to use
             w = w._replace(ran=True, target_copy=copy)
-            if w.back:
+            if w.back and not _fenced(w):
                 broken = ("I2: the target takes a domain that the source has resumed",)
         elif kind == "LOST":
             if w.target_copy == "gone" and not w.ran:
@@ -331,7 +346,9 @@ class Model:
 
     def _crash(self, w: World, rules: Rules) -> World:
         side = _side(w, rules)
-        journal = (*side.journal, side.shadow) if side.shadow else side.journal
+        journal = side.journal
+        if side.shadow and journal[-1:] != (side.shadow,):
+            journal = (*journal, side.shadow)
         cut = _close_source if rules is self.source else _close_target
         w = w._replace(links=tuple(cut(link) for link in w.links))
         if side.shadow == "PREPARED" and self.kind is Kind.COLD:
@@ -402,8 +419,13 @@ class Model:
         raise AssertionError(name)
 
     def _connect(self, w: World) -> Iterator[tuple[str, World, bool, tuple[str, ...]]]:
-        yield "CONNECT_FAILED", w, True, ()
-        if w.target.state != DEAD and len(w.links) < LINKS_MAX:
+        again = w.source.state not in ("connecting",)  # the journal's id is known
+        if w.journal_lost and again and w.target.state == ABSENT:
+            yield "JOURNAL_LOST", w, False, ()
+            return
+        # of a fenced host that is all there is to hear
+        yield "CONNECT_FAILED", w, w.target.state != FENCED, ()
+        if w.target.state not in (DEAD, FENCED) and len(w.links) < LINKS_MAX:
             link = Link(True, False, "new", (), ())
             yield "CONNECTED", w._replace(links=(*w.links, link)), False, ()
 
@@ -444,7 +466,8 @@ class Model:
             yield "DOMAIN_GONE", w, False, ()
             return
         resumed = w._replace(source_copy="live", back=True)
-        broken = ("I2: the source runs again after the target has",) if w.ran else ()
+        ran = w.ran and not _fenced(w)  # of an override, the person answers for it
+        broken = ("I2: the source runs again after the target has",) if ran else ()
         yield "RESUMED", resumed, False, broken
         if self.kind is not Kind.COLD:
             yield "RESUME_UNKNOWN", resumed, True, broken
@@ -456,17 +479,17 @@ class Model:
         copy = w.target_copy
         if self.kind is not Kind.RUNNING:  # nothing executes; ours is what RUNNING makes ours
             there = copy in ("complete", "live") or self.kind is Kind.COLD
-            yield "RESUMED" if there else "DOMAIN_GONE", w, False, ()
+            yield "RESUMED" if there else "RESUME_FAILED", w, False, ()
             if there and self.kind is not Kind.COLD:
                 yield "RESUME_UNKNOWN", w, True, ()
             return
-        if copy == "receiving":
+        if copy not in ("complete", "paused", "live"):
+            # also one that is gone before it is asked: this resume ran no instruction
             yield "RESUME_FAILED", w, False, ()
-        elif copy not in ("complete", "paused", "live"):
-            yield "DOMAIN_GONE", w, False, ()
         else:
             resumed = w._replace(target_copy="live", ran=True)
-            broken = ("I2: the target runs after the source was resumed",) if w.back else ()
+            back = w.back and not _fenced(w)
+            broken = ("I2: the target runs after the source was resumed",) if back else ()
             yield "RESUMED", resumed, False, broken
             yield "RESUME_UNKNOWN", resumed, True, broken
             yield "RESUME_UNKNOWN", w, True, ()
@@ -474,7 +497,7 @@ class Model:
                 yield "RESUME_FAILED", w, True, ()
 
     def _destroy_source(self, w: World) -> Iterator[tuple[str, World, bool, tuple[str, ...]]]:
-        unrun = w.source_copy in ("live", "halted") and not w.ran
+        unrun = w.source_copy in ("live", "halted") and not w.ran and not _fenced(w)
         broken = ("I3: the source's copy is destroyed and the target's has not run",)
         yield from self._destroyed(w, w._replace(source_copy="gone"), broken if unrun else ())
 
@@ -497,6 +520,30 @@ class Model:
     def _end(self, w: World) -> Iterator[tuple[str, World, bool, tuple[str, ...]]]:
         yield "DESTROYED", w._replace(target_copy="ended"), False, ()
         yield "DESTROY_FAILED", w, True, ()
+
+    # ---- what a person does ------------------------------------------------------------------------------
+
+    def _never_come_back(self, w: World, rules: Rules) -> Iterator[Step]:
+        """A host that was killed: its disk is lost, or a person makes sure that it stays off."""
+        other = self.source if rules is self.target else self.target
+        if _side(w, other).state == FENCED or (rules is self.source and w.journal_lost):
+            return  # not both: nobody would be left to be right
+        if rules is self.target and not w.journal_lost and w.target.journal:
+            lost = w._replace(target=Side(ABSENT), journal_lost=True)
+            yield Step("target comes back without its journal", lost, True)
+        yield from self._fence(w, rules)
+
+    def _fence(self, w: World, rules: Rules) -> Iterator[Step]:
+        copy = "source_copy" if rules is self.source else "target_copy"
+        if getattr(w, copy) in ("live", "halted", "receiving", "complete", "paused"):
+            w = w._replace(**{copy: "dead"})
+        fenced = _with(w, rules, Side(FENCED))
+        # a person has to, where a journal was lost; otherwise it may as well come back
+        yield Step(f"{rules.side} host is fenced", fenced, not w.journal_lost)
+
+    def _fenced_peer(self, w: World, rules: Rules) -> bool:
+        other = self.source if rules is self.target else self.target
+        return _side(w, other).state == FENCED
 
     # ---- links -------------------------------------------------------------------------------------------
 
@@ -527,7 +574,7 @@ class Model:
 
     def _at_target(self, w: World, number: int, link: Link) -> Iterator[Step]:
         busy = bool(w.target.actions) or self._first(w.target)
-        running = w.target.state not in (ABSENT, DEAD) and w.target.state not in self.target.final
+        running = w.target.state not in (ABSENT, DEAD, FENCED, *self.target.final)
         if link.over and not (busy and link.target == "attached"):
             lost = _put(w, number, _close_target(link))
             if link.target == "attached" and running:
@@ -599,6 +646,8 @@ class Model:
         """One owner, both journals terminal and agreeing, the domain there and as it was, unless a fault killed it."""
         if w.links:
             return False
+        if _fenced(w):
+            return self._is_good_end_for_one(w)
         for rules in (self.source, self.target):
             side = _side(w, rules)
             if side.actions or not (side.state == ABSENT or side.state in rules.final):
@@ -620,12 +669,32 @@ class Model:
                 return w.source_copy == "gone" and w.target_copy in ("ended", "dead")
         return False
 
+    def _is_good_end_for_one(self, w: World) -> bool:
+        """The other host is fenced: this one has decided, and has a copy exactly where it says that it owns the domain."""
+        rules = self.source if w.target.state == FENCED else self.target
+        side = _side(w, rules)
+        if side.actions or not (side.state == ABSENT or side.state in rules.final):
+            return False
+        decision = ("ABORTED", *side.journal)[-2] if side.journal else "ABORTED"
+        if side.journal and side.journal[-1] != "SETTLED":
+            return False
+        if rules is self.target:
+            there = {"ABORTED": ("none", "gone"), "LOST": ("ended", "dead")}
+            return w.target_copy in there.get(decision, ("live", "dead", "paused"))
+        kept = "live" if self.kind is Kind.RUNNING else "halted"
+        there = {"ABORTED": ("live", "dead", kept), "COMPLETED": ("gone",)}
+        return w.source_copy in there[decision]
+
 
 # ---- small changes --------------------------------------------------------------------------------------
 
 
 def _side(w: World, rules: Rules) -> Side:
     return w.source if rules.side == "source" else w.target
+
+
+def _fenced(w: World) -> bool:
+    return FENCED in (w.source.state, w.target.state)
 
 
 def _with(w: World, rules: Rules, side: Side) -> World:

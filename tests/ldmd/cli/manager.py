@@ -231,6 +231,9 @@ class SmallHost:
             ],
             "settled": True,
             "sentence": "",
+            "state": "moved",
+            "meaning": "ended: ldg1 is host-b's",
+            "remedy": "nothing is to be done",
         }
 
 
