@@ -83,7 +83,7 @@ class Fault:
     number: float = 0
 
     def __str__(self) -> str:
-        return f"{self.point}={self.kind}" + (f":{self.number:g}" if self.kind in UNITS else "")
+        return f"{self.point}={self.kind}" + (f":{self.number:.12g}" if self.kind in UNITS else "")
 
 
 def name_of(action: Action) -> str:
