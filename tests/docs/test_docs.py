@@ -36,6 +36,10 @@ def test_commands_exist_with_their_options(page: Path) -> None:
         for verb, rest in re.findall(rf"(?<![\w./-]){program} ([a-z][a-z-]+)([^\n`&;]*)", text):
             found = command.get_command(context, verb)
             assert found is not None, f"{program} {verb}"
+            if isinstance(found, click.Group):
+                within, _, rest = rest.strip().partition(" ")
+                found = found.get_command(context, within.partition("|")[0])
+                assert found is not None, f"{program} {verb} {within}"
             known = {option for p in found.params for option in p.opts}
             for option in re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", rest):
                 assert option in known, f"{program} {verb} {option}"
