@@ -129,9 +129,8 @@ _ROWS: Final[tuple[SourceRow, ...]] = (
         (Record(RecordKind.GRANTED), Send(m.Handoff)),
         _COLD,
     ),
-    Row(
-        St.PREPARING, Ev.RECORD_FAILED, St.KEPT, (CloseLink(),)
-    ),  # nothing was done, nor is on record
+    # nothing was done; the record may be there, and the next one may take its time
+    Row(St.PREPARING, Ev.RECORD_FAILED, St.KEPT, (CloseLink(), *_END_KEPT)),
     *_give_up_rows(St.PREPARING),
     Row(St.SUSPENDING, Ev.SUSPENDED, St.TRANSFERRING, (Op.SEND_STATE,)),
     Row(St.SUSPENDING, Ev.SUSPEND_FAILED, St.RESUMING, _RESUME),

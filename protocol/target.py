@@ -103,7 +103,9 @@ _ROWS: Final[tuple[TargetRow, ...]] = (
     Row(St.PREPARING, Ev.CREATED, St.RECEIVING, (Send(m.Prepared),), frozenset({Mode.WARM})),
     Row(St.PREPARING, Ev.CREATED, St.READY, (Send(m.Prepared),), frozenset({Mode.COLD})),
     Row(St.PREPARING, Ev.CREATE_FAILED, St.ABORTING, _GIVE_UP),
-    Row(St.PREPARING, Ev.RECORD_FAILED, St.ABORTING, _GIVE_UP),  # it may be on disk, with its domain
+    Row(
+        St.PREPARING, Ev.RECORD_FAILED, St.ABORTING, _GIVE_UP
+    ),  # it may be on disk, with its domain
     *_give_up_rows(St.PREPARING),
     # ---- phase 3: transfer
     Row(St.RECEIVING, Ev.DIGEST, St.INSTALLING, (Op.INSTALL_STATE,)),
