@@ -5,7 +5,8 @@ transaction (https://www.sqlite.org/pragma.html#pragma_synchronous). The databas
 two managers cannot share one journal. Writing cannot be cancelled halfway: the thread is waited for.
 
 What a disk has made of it is seen when it is opened: SQLite looks at its own structure, and every row carries a *seal*, a
-digest of the rest of it, because SQLite takes a flipped bit inside a value for the value. A journal comes into being whole,
+digest of the rest of it, because SQLite takes a flipped bit inside a value for the value. That the last records are there
+still, a *witness* beside it says (``witness.py``). A journal comes into being whole,
 under another name: an empty file is a damaged journal, never a new one.
 """
 
@@ -36,6 +37,7 @@ from ldmd.journal.records import (
     Side,
 )
 from ldmd.journal.reserve import Reserve
+from ldmd.journal.witness import Witness
 from protocol.actions import RecordKind
 from protocol.phases import RunState
 
@@ -43,6 +45,11 @@ SCHEMA_VERSION: Final = 1
 
 BEGINNINGS: Final = frozenset({RecordKind.PREPARING, RecordKind.PREPARED})
 """Records that a migration may be given up for: they are refused without a reserve of room for the others."""
+
+COUNTED: Final = frozenset(
+    {RecordKind.GRANTED, RecordKind.COMMITTED, RecordKind.ABORTED, RecordKind.COMPLETED}
+)
+"""Records after which recovery must not go by an earlier one; forgetting any other leads to the same end."""
 T = TypeVar("T")
 
 SEALED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -70,6 +77,8 @@ class Journal:
         self.path = path
         self.id = journal_id
         self._reserve = Reserve(path.with_name(path.name + "-reserve"))
+        self._witness = Witness(_witness_path(path))
+        self._record_count = _count_records(connection)
         self._connection = connection
         self._one_at_a_time = trio.CapacityLimiter(1)
 
@@ -86,17 +95,26 @@ class Journal:
     async def aclose(self) -> None:
         await trio.to_thread.run_sync(self._connection.close, limiter=self._one_at_a_time)
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(
+        self, work: Callable[[sqlite3.Connection], T], *, appended: RecordKind | None = None
+    ) -> T:
+        """``appended``: the record that ``work`` appends."""
+
         def transact() -> T:
             try:
                 try:
-                    return self._transact(work)
+                    result = self._transact(work)
                 except sqlite3.Error as error:
                     if not (_is_full(error) and self._reserve.spend()):
                         raise
-                    return self._transact(work)
+                    result = self._transact(work)
+                if appended is not None:
+                    self._record_count += 1
+                if appended in COUNTED:
+                    self._witness.write(self._record_count)
+                return result
             # ValueError: a word that this version does not know
-            except (sqlite3.Error, ValueError) as error:
+            except (sqlite3.Error, OSError, ValueError) as error:
                 raise JournalError(
                     f"the journal {self.path} cannot be used: {error}",
                     remedy="look at the disk's space and health; nothing was done that is not recorded",
@@ -189,7 +207,7 @@ class Journal:
 
         if kind in BEGINNINGS:
             await trio.to_thread.run_sync(self._fill_reserve, limiter=self._one_at_a_time)
-        await self._run(work)
+        await self._run(work, appended=kind)
         return record
 
     async def load_migrations(self, *, uuid: str | None = None) -> list[MigrationHistory]:
@@ -250,9 +268,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _make(path: Path) -> None:
     """A new journal, whole and on disk before it has its name. Raises OSError, sqlite3.Error, JournalError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = path.with_name(path.name + "-wal")
-    if log.exists():
-        raise _damaged(path, f"it is not there, but {log} is")
+    for beside in (path.with_name(path.name + "-wal"), _witness_path(path)):
+        if beside.exists():
+            raise _damaged(path, f"it is not there, but {beside} is")
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
         connection = _connect(unfinished)
@@ -303,6 +321,7 @@ def _verify(connection: sqlite3.Connection, path: Path) -> str:
         ).fetchone()
         if broken:
             raise _damaged(path, f"{broken} of its {table} rows are not what was written")
+    _require_all_records(connection, path)
     return str(meta["id"])
 
 
@@ -328,6 +347,25 @@ def _update(
         f"UPDATE {table} SET {column} = ?1, seal = seal('{table}', {sealed}) WHERE {key} = ?2",
         (value, wanted),
     )
+
+
+def _witness_path(path: Path) -> Path:
+    return path.with_name(path.name + "-count")
+
+
+def _count_records(connection: sqlite3.Connection) -> int:
+    (count,) = connection.execute("SELECT count(*) FROM record").fetchone()
+    return int(count)
+
+
+def _require_all_records(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises JournalError."""
+    try:
+        wanted = Witness(_witness_path(path)).read()
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if (count := _count_records(connection)) < wanted:
+        raise _damaged(path, f"it has {count} records, and there were {wanted}")
 
 
 def _is_full(error: sqlite3.Error) -> bool:

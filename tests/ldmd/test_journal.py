@@ -335,6 +335,66 @@ async def test_a_journal_whose_file_is_gone_is_not_begun_anew(path: Path) -> Non
     assert not path.exists()
 
 
+async def crash_after(path: Path, *kinds: K) -> dict[Path, bytes]:
+    """The journal's files as a manager leaves them that is killed right behind the last record."""
+    journal = await Journal.open(path)
+    entry = make_entry()
+    await journal.add_domain(domain_of(entry))
+    for kind in kinds:
+        await journal.append(entry, kind, "")
+    files = {p: p.read_bytes() for p in path.parent.iterdir() if not p.name.endswith("-reserve")}
+    await journal.aclose()
+    return files
+
+
+async def test_a_decision_that_is_gone_with_the_end_of_the_log_is_missed(path: Path) -> None:
+    """SQLite alone would go on from PREPARING: the source would resume what it has handed over."""
+    files = await crash_after(path, K.PREPARING, K.GRANTED)
+    log = next(p for p in files if p.name.endswith("-wal"))
+    content = files[log]
+    rng = random.Random(3)
+    kinds = []
+    for damaged in (
+        content[:-1],
+        content[: len(content) // 2],
+        b"",
+        *(flip(content, len(content) - 1 - rng.randrange(8000), rng) for _ in range(30)),
+    ):
+        for file, intact in files.items():
+            file.write_bytes(intact)
+        log.write_bytes(damaged)
+        kinds.append(await kinds_if_opened(path))
+    assert set(kinds) <= {None, (K.PREPARING, K.GRANTED)}
+    assert kinds.count(None) > 20
+
+
+async def kinds_if_opened(path: Path) -> tuple[K, ...] | None:
+    try:
+        _, _, (history,) = await read_all(path)
+    except JournalError:
+        return None
+    return history.kinds
+
+
+def flip(content: bytes, position: int, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    changed[position] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+async def test_a_count_that_is_not_what_was_written_is_seen(path: Path) -> None:
+    files = await crash_after(path, K.PREPARING, K.GRANTED)
+    witness = next(p for p in files if p.name.endswith("-count"))
+    for content in (b"", files[witness][:-1], flip(files[witness], 7, random.Random(1))):
+        witness.write_bytes(content)
+        with pytest.raises(JournalError, match="is damaged"):
+            await Journal.open(path)
+    witness.write_bytes(files[witness])
+    path.unlink()
+    with pytest.raises(JournalError, match=r"it is not there, but .*-count is"):
+        await Journal.open(path)
+
+
 async def test_another_database_is_refused(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:
