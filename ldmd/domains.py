@@ -121,6 +121,7 @@ class Domains:
         if known and domain.process is None and domain.migration is None:
             log.warning("domain %s ended while no manager ran: it is bound now", domain.name)
             await self._now_bound(domain)
+            self._remove_directory(domain)
 
     async def _adopt(self, domain: Domain) -> bool:
         """Find its process; False when it is not known whether one lives."""
@@ -367,6 +368,10 @@ class Domains:
             await process.destroy()
             await process.aclose()
             domain.process = None
+        self._remove_directory(domain)
+
+    def _remove_directory(self, domain: Domain) -> None:
+        """Of a process that has ended."""
         shutil.rmtree(self.directory_of(domain.definition.uuid), ignore_errors=True)
 
     async def _now_bound(self, domain: Domain) -> None:
@@ -398,6 +403,7 @@ class Domains:
             if await self.readopt(domain) is None:
                 log.warning("domain %s has ended: it is bound now", domain.name)
                 await self._now_bound(domain)
+                self._remove_directory(domain)
             else:
                 log.warning("domain %s answers again", domain.name)
 
@@ -410,7 +416,7 @@ class Domains:
                 return  # a verb was faster
             log.warning("domain %s has ended: it is bound now", domain.name)
             await self._now_bound(domain)
-            shutil.rmtree(self.directory_of(domain.definition.uuid), ignore_errors=True)
+            self._remove_directory(domain)
 
     def trim_consoles(self) -> None:
         for domain in self._by_uuid.values():

@@ -73,6 +73,11 @@ class Fleet:
 
     async def start(self, name: str) -> None:
         """Returns when the manager answers. Raises DemoFailed."""
+        await self.spawn(name)
+        await self.wait_ready(name)
+
+    async def spawn(self, name: str) -> None:
+        """Begin to start the manager; the one before it must have ended."""
         host = self.hosts[name]
         with host.log.open("ab") as log:
             # A session of its own: Ctrl-C is for the demo, which ends the managers in order.
@@ -83,6 +88,9 @@ class Fleet:
                 stderr=log,
                 start_new_session=True,
             )
+
+    async def wait_ready(self, name: str) -> None:
+        """Until the manager answers. Raises DemoFailed when it ends or takes too long."""
         with trio.move_on_after(READY_SECONDS):
             while self.managers[name].poll() is None:
                 with contextlib.suppress(DaemonUnreachable):
@@ -92,7 +100,8 @@ class Fleet:
                 await trio.sleep(READY_POLL_SECONDS)
         ended = self.managers[name].poll()
         how = "does not answer" if ended is None else f"ended with status {ended}"
-        raise DemoFailed(f"the manager of {name} {how}; its log ends with\n{host.read_log_end()}")
+        log = self.hosts[name].read_log_end()
+        raise DemoFailed(f"the manager of {name} {how}; its log ends with\n{log}")
 
     async def stop_all(self) -> None:
         """SIGTERM, and SIGKILL for one that does not end. The domains go on."""
@@ -113,18 +122,24 @@ def make_fleet(memory_bytes: int) -> Iterator[Fleet]:
     """Everything but the running managers, in a folder that goes at the end."""
     folder = Path(tempfile.mkdtemp(prefix="ldmd-demo-"))
     try:
-        authority = create_authority("ldmd demo authority", days=1)
-        write_authority(folder / "authority", authority)
         ports = dict(zip(HOSTS, find_free_ports(len(HOSTS)), strict=True))
-        hosts = {}
-        for name in HOSTS:
-            write_identity(folder / name / "tls", issue_host(authority, name, days=1))
-            path = folder / name / "ldmd.toml"
-            path.write_text(write_config(name, ports, memory_bytes))
-            hosts[name] = DemoHost(name=name, folder=folder / name, config=load(path))
-        yield Fleet(hosts, {})
+        texts = {name: write_config(name, ports, memory_bytes) for name in HOSTS}
+        yield write_fleet(folder, texts)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_fleet(folder: Path, configs: Mapping[str, str]) -> Fleet:
+    """An authority, and of each host its identity and its configuration; nothing runs yet."""
+    authority = create_authority("ldmd demo authority", days=1)
+    write_authority(folder / "authority", authority)
+    hosts = {}
+    for name, text in configs.items():
+        write_identity(folder / name / "tls", issue_host(authority, name, days=1))
+        path = folder / name / "ldmd.toml"
+        path.write_text(text)
+        hosts[name] = DemoHost(name=name, folder=folder / name, config=load(path))
+    return Fleet(hosts, {})
 
 
 def find_free_ports(count: int) -> list[int]:
@@ -136,9 +151,18 @@ def find_free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def write_config(name: str, ports: Mapping[str, int], memory_bytes: int) -> str:
-    """One manager's configuration, in TOML."""
+def write_config(
+    name: str,
+    ports: Mapping[str, int],
+    memory_bytes: int,
+    *,
+    reached_at: Mapping[str, int] | None = None,
+    more: str = "",
+) -> str:
+    """One manager's configuration, in TOML. ``reached_at``: the ports that peers are called at, where these are not those
+    they listen on; ``more``: further tables."""
     peer = next(host for host in ports if host != name)
+    peer_port = (reached_at or ports)[peer]
     room = 2 ** math.ceil(math.log2(memory_bytes)) * 2
     return f"""\
 [host]
@@ -156,9 +180,9 @@ key = "tls/host.key"
 authorities = ["tls/ca.crt"]
 
 [peers.{peer}]
-address = "127.0.0.1:{ports[peer]}"
+address = "127.0.0.1:{peer_port}"
 
 [resources]
 memory = {room}
 vcpus = {max(2, len(os.sched_getaffinity(0)))}
-"""
+{more}"""

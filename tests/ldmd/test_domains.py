@@ -461,6 +461,7 @@ async def test_one_that_ended_while_no_manager_ran_is_bound(settings: Config) ->
     async with open_domains(settings) as domains:
         domain = domains.get("ldg1")
         assert await recorded_state(domains, domain) is domain.state is DomainState.BOUND
+        assert not domains.directory_of(domain.definition.uuid).exists()
         await domains.start(domain)
 
 
@@ -509,6 +510,7 @@ async def test_one_that_never_answered_and_ended_is_bound_in_the_end(settings: C
 
         await wait_until(bound)
         assert await recorded_state(domains, domain) is DomainState.BOUND
+        assert not domains.directory_of(domain.definition.uuid).exists()
 
 
 async def test_an_active_domain_without_its_hypervisor_stays_active(settings: Config) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from click.testing import CliRunner
 
+from ldmd.campaign.cli import main
 from ldmd.campaign.machine import end_process, find_processes
 from ldmd.campaign.pair import CAMPAIGN_KINDS, DOMAIN, Pair, open_pair
 from ldmd.campaign.plans import FLIPPED_BIT, Plan, Way, plan_fault
@@ -31,14 +33,17 @@ def command(*arguments: str) -> list[str]:
 
 
 def campaign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        check=False,
-    )
+    """One that takes too long is ended so that it puts its managers away, which SIGKILL would leave."""
+    with subprocess.Popen(
+        command(*arguments), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        except BaseException:
+            process.terminate()
+            process.communicate(timeout=DEADLINE_SECONDS)
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -114,7 +119,7 @@ def test_the_command_goes_through_points_and_leaves_nothing(tmp_path: Path) -> N
 def test_random_runs_hold_and_are_drawn_by_the_seed(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     done = campaign(
-        *("--random", "6", "--seed", "11", "--jobs", "3"),
+        *("--random", "6", "--random-only", "--seed", "11", "--jobs", "3"),
         *("--json", str(tmp_path / "all.json"), "--folder", str(tmp_path / "work")),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -129,13 +134,27 @@ def test_random_runs_hold_and_are_drawn_by_the_seed(tmp_path: Path) -> None:
         ("--points", "no.such.point"),
         ("--jobs", "0"),
         ("--random", "-1"),
+        ("--random-only",),
+        ("--random", "1", "--random-only", "--points", "no.such.point"),
         ("--hypervisor", "none"),
         ("--json", "/no/such/folder/all.json"),
         ("--nonsense",),
     ],
 )
 def test_wrong_use_ends_with_2(arguments: tuple[str, ...]) -> None:
-    assert campaign(*arguments).returncode == 2
+    assert CliRunner().invoke(main, ["campaign", *arguments]).exit_code == 2
+
+
+def test_where_no_manager_can_be_started_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    for package in ("ldmd", "protocol", "certs"):
+        shutil.copytree(ROOT / package, tmp_path / "copy" / package)
+    (tmp_path / "copy" / "ldmd" / "daemon.py").write_text("raise SystemExit(3)\n")
+    done = campaign("--limit", "2", cwd=tmp_path / "copy")
+    assert done.returncode == 1
+    assert "it could not go on: no managers could be had" in done.stdout
+    assert "ended with status 3" in done.stdout
+    shutil.rmtree(done.stdout.partition("could be had in ")[2].partition("/pair-")[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -143,13 +162,15 @@ def test_interrupted_it_leaves_nothing(number: signal.Signals, tmp_path: Path) -
     with subprocess.Popen(
         command("--folder", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while len(find_processes(tmp_path)) < 2:  # a domain of each pair
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        process.communicate(timeout=DEADLINE_SECONDS)
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while len(find_processes(tmp_path)) < 2:  # a domain of each pair
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.02)
+        finally:
+            process.send_signal(number)
+            process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130
     assert left_behind(tmp_path) == []
 
@@ -271,6 +292,7 @@ def combine(regions, device):
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_mistake_that_is_planted_is_found(plant: str, tmp_path: Path) -> None:
     """In a copy of the project, which both the campaign and its managers are run from."""

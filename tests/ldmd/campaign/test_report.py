@@ -118,6 +118,14 @@ def test_a_failure_is_told_with_its_reason_and_its_folder() -> None:
         assert words in text
 
 
+def test_what_was_left_out_is_said_and_is_no_success() -> None:
+    report = evolve(make_report(HELD, wanted_runs=3), trouble="no managers could be had")
+    assert not report.ok
+    text = show(report)
+    assert "1 of 3 runs" in text
+    assert "it could not go on: no managers could be had" in text
+
+
 def test_of_very_many_runs_only_the_failed_ones_are_shown() -> None:
     text = show(make_report(*[HELD] * 700, FAILED))
     assert text.count("source.connect.before=crash") == 0
