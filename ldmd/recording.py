@@ -74,12 +74,15 @@ async def _append(migration: Migration, kind: RecordKind) -> None:
             migration=migration.id,
         )
     sentence = migration.reason.sentence if kind in _EXPLAINED and migration.reason else ""
-    if migration.override_note and kind in _OVERRIDDEN:
+    overridden = bool(migration.override_note) and kind in _OVERRIDDEN
+    if overridden:
         sentence = migration.override_note
     migration.records.append(
         await migration.host.journal.append(entry, kind, sentence, receiving=receiving)
     )
     migration.trace(f"record {kind}")
+    if overridden:
+        migration.override_note = ""  # said once
     if receiving is not None:
         migration.domain = migration.host.domains.expect(receiving)
         migration.host.inventory.release(migration.id)

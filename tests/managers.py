@@ -27,7 +27,7 @@ START_SECONDS = 20.0
 
 DEADLINES = """
 [migration]
-connect-seconds = 2
+connect-seconds = 5
 check-seconds = 10
 prepare-seconds = 30
 transfer-stall-seconds = 5

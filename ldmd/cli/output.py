@@ -265,11 +265,16 @@ def print_migrations(migrations: Sequence[Document]) -> None:
 PREFIXES: Final = {"meaning": "", "remedy": "what to do: ", "sentence": "last seen: "}
 
 
-def print_wrapped(text: str) -> None:
-    """Two blanks before each line, as wide as the terminal, 80 columns where there is none."""
+def print_wrapped(text: str, *, indent: int = 4) -> None:
+    """Two blanks before the first line, ``indent`` before the others; as wide as the terminal, 80 columns without one."""
     width = min(shutil.get_terminal_size().columns, 100) - 1
     lines = textwrap.wrap(
-        text, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False
+        text,
+        width,
+        initial_indent="  ",
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        replace_whitespace=False,
     )
     click.echo("\n".join(lines))
 
@@ -285,12 +290,17 @@ def print_migration(migration: Document) -> None:
             "state": migration["state"],
         },
     )
-    for words in ("meaning", "remedy", "sentence"):
+    said = ["meaning", "remedy", "sentence"]
+    if migration["settled"]:  # the records say why, and mostly nothing is to be done
+        said = (
+            ["meaning"] if "nothing is to be done" in migration["remedy"] else ["meaning", "remedy"]
+        )
+    for words in said:
         if migration[words]:
             print_wrapped(PREFIXES[words] + migration[words])
     for record in migration["records"]:
-        line = f"  {show_time(record['time_unix_ms'])}  {record['kind']:<9}  {record['sentence']}"
-        click.echo(line.rstrip())
+        line = f"{show_time(record['time_unix_ms'])}  {record['kind']:<9}  {record['sentence']}"
+        print_wrapped(line.rstrip(), indent=34)
 
 
 def print_manager(status: Document) -> None:
