@@ -45,11 +45,6 @@ SCHEMA_VERSION: Final = 1
 
 BEGINNINGS: Final = frozenset({RecordKind.PREPARING, RecordKind.PREPARED})
 """Records that a migration may be given up for: they are refused without a reserve of room for the others."""
-
-COUNTED: Final = frozenset(
-    {RecordKind.GRANTED, RecordKind.COMMITTED, RecordKind.ABORTED, RecordKind.COMPLETED}
-)
-"""Records after which recovery must not go by an earlier one; forgetting any other leads to the same end."""
 T = TypeVar("T")
 
 SEALED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -78,7 +73,6 @@ class Journal:
         self.id = journal_id
         self._reserve = Reserve(path.with_name(path.name + "-reserve"))
         self._witness = Witness(_witness_path(path))
-        self._record_count = _count_records(connection)
         self._connection = connection
         self._one_at_a_time = trio.CapacityLimiter(1)
 
@@ -95,24 +89,36 @@ class Journal:
     async def aclose(self) -> None:
         await trio.to_thread.run_sync(self._connection.close, limiter=self._one_at_a_time)
 
-    async def _run(
-        self, work: Callable[[sqlite3.Connection], T], *, appended: RecordKind | None = None
-    ) -> T:
-        """``appended``: the record that ``work`` appends."""
-
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def transact() -> T:
+            with self._connection:
+                self._connection.execute("BEGIN")
+                return work(self._connection)
+
+        return await self._run(transact)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        def transact() -> int:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                work(self._connection)
+                return _count_transaction(self._connection)
+
+        def write() -> None:
             try:
-                try:
-                    result = self._transact(work)
-                except sqlite3.Error as error:
-                    if not (_is_full(error) and self._reserve.spend()):
-                        raise
-                    result = self._transact(work)
-                if appended is not None:
-                    self._record_count += 1
-                if appended in COUNTED:
-                    self._witness.write(self._record_count)
-                return result
+                count = transact()
+            except sqlite3.Error as error:
+                if not (_is_full(error) and self._reserve.spend()):
+                    raise
+                count = transact()
+            self._witness.write(count)
+
+        await self._run(write)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        def run() -> T:
+            try:
+                return work()
             # ValueError: a word that this version does not know
             except (sqlite3.Error, OSError, ValueError) as error:
                 raise JournalError(
@@ -120,12 +126,7 @@ class Journal:
                     remedy="look at the disk's space and health; nothing was done that is not recorded",
                 ) from error
 
-        return await trio.to_thread.run_sync(transact, limiter=self._one_at_a_time)
-
-    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            return work(self._connection)
+        return await trio.to_thread.run_sync(run, limiter=self._one_at_a_time)
 
     def _fill_reserve(self) -> None:
         try:
@@ -139,7 +140,7 @@ class Journal:
     # ---- domains ---------------------------------------------------------------------------------------
 
     async def load_domains(self) -> list[DomainEntry]:
-        rows = await self._run(
+        rows = await self._read(
             lambda c: c.execute(
                 "SELECT definition, state, migration FROM domain ORDER BY name"
             ).fetchall()
@@ -150,14 +151,14 @@ class Journal:
         ]
 
     async def add_domain(self, entry: DomainEntry) -> None:
-        await self._run(lambda c: _insert_domain(c, entry))
+        await self._write(lambda c: _insert_domain(c, entry))
 
     async def remove_domain(self, uuid: str) -> None:
         """Idempotent."""
-        await self._run(lambda c: c.execute("DELETE FROM domain WHERE uuid = ?", (uuid,)))
+        await self._write(lambda c: c.execute("DELETE FROM domain WHERE uuid = ?", (uuid,)))
 
     async def set_state(self, uuid: str, state: DomainState) -> None:
-        await self._run(lambda c: _update(c, "domain", ("state", state), ("uuid", uuid)))
+        await self._write(lambda c: _update(c, "domain", ("state", state), ("uuid", uuid)))
 
     # ---- migrations ------------------------------------------------------------------------------------
 
@@ -207,20 +208,20 @@ class Journal:
 
         if kind in BEGINNINGS:
             await trio.to_thread.run_sync(self._fill_reserve, limiter=self._one_at_a_time)
-        await self._run(work, appended=kind)
+        await self._write(work)
         return record
 
     async def load_migrations(self, *, uuid: str | None = None) -> list[MigrationHistory]:
         """All, or those of one domain; oldest first."""
         where, values = ("WHERE uuid = ?", (uuid,)) if uuid else ("", ())
-        return await self._run(lambda c: _histories(c, where, values))
+        return await self._read(lambda c: _histories(c, where, values))
 
     async def load_unsettled(self) -> list[MigrationHistory]:
         where = "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
-        return await self._run(lambda c: _histories(c, where, ()))
+        return await self._read(lambda c: _histories(c, where, ()))
 
     async def load_migration(self, migration_id: str) -> MigrationHistory | None:
-        found = await self._run(lambda c: _histories(c, "WHERE m.id = ?", (migration_id,)))
+        found = await self._read(lambda c: _histories(c, "WHERE m.id = ?", (migration_id,)))
         return found[0] if found else None
 
 
@@ -229,38 +230,44 @@ def _open(path: Path) -> tuple[sqlite3.Connection, str]:
         if not path.exists():
             _make(path)
         os.chmod(path, 0o600)
+        journal_id = _verify(path)
         connection = _connect(path)
-    except (OSError, sqlite3.Error) as error:
-        raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        raise _unopened(path, error) from error
+    except (sqlite3.DatabaseError, UnicodeError) as error:
+        raise _damaged(path, str(error)) from error
     try:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN IMMEDIATE")  # the lock
         connection.execute("ROLLBACK")
-        journal_id = _verify(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         connection.close()
-        # the binding's own errors (a text that is not UTF-8) have no code
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-            raise JournalError(
-                f"the journal {path} is in use by another manager",
-                remedy="only one manager may run on one state-directory",
-            ) from error
-        raise JournalError(f"the journal {path} cannot be opened: {error}") from error
-    except (sqlite3.DatabaseError, UnicodeError) as error:
-        connection.close()
-        raise _damaged(path, str(error)) from error
+        raise _unopened(path, error) from error
     except BaseException:
         connection.close()
         raise
     return connection, journal_id
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _unopened(path: Path, error: OSError | sqlite3.Error) -> JournalError:
+    # the binding's own errors (a text that is not UTF-8) have no code
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+        return JournalError(
+            f"the journal {path} is in use by another manager",
+            remedy="only one manager may run on one state-directory",
+        )
+    return JournalError(f"the journal {path} cannot be opened: {error}")
+
+
+def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
     # a busy database is another manager's: half a second for one that is just ending
-    connection = sqlite3.connect(path, timeout=0.5, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=0.5, isolation_level=None, check_same_thread=False
+    )
     connection.create_function("seal", -1, _seal, deterministic=True)
     return connection
 
@@ -300,8 +307,20 @@ def _create(connection: sqlite3.Connection) -> None:
     _insert(connection, "meta", "id", secrets.token_hex(16))
 
 
-def _verify(connection: sqlite3.Connection, path: Path) -> str:
-    """The journal's id. Raises JournalError, sqlite3.DatabaseError."""
+def _verify(path: Path) -> str:
+    """The journal's id. Raises JournalError, sqlite3.Error.
+
+    Looks without writing: closing a connection that may write folds the log into the journal, and what is damaged must
+    stay as it is found.
+    """
+    connection = _connect(path, mode="ro")
+    try:
+        return _look_through(connection, path)
+    finally:
+        connection.close()
+
+
+def _look_through(connection: sqlite3.Connection, path: Path) -> str:
     faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)") if row[0] != "ok"]
     if faults:
         raise _damaged(path, faults[0])
@@ -321,7 +340,7 @@ def _verify(connection: sqlite3.Connection, path: Path) -> str:
         ).fetchone()
         if broken:
             raise _damaged(path, f"{broken} of its {table} rows are not what was written")
-    _require_all_records(connection, path)
+    _require_all_transactions(connection, path)
     return str(meta["id"])
 
 
@@ -353,19 +372,27 @@ def _witness_path(path: Path) -> Path:
     return path.with_name(path.name + "-count")
 
 
-def _count_records(connection: sqlite3.Connection) -> int:
-    (count,) = connection.execute("SELECT count(*) FROM record").fetchone()
-    return int(count)
+def _count_transaction(c: sqlite3.Connection) -> int:
+    """One more, in the same transaction; how many there were then."""
+    count = _transactions(c) + 1
+    c.execute("DELETE FROM meta WHERE key = 'transactions'")
+    _insert(c, "meta", "transactions", str(count))
+    return count
 
 
-def _require_all_records(connection: sqlite3.Connection, path: Path) -> None:
+def _transactions(c: sqlite3.Connection) -> int:
+    row = c.execute("SELECT value FROM meta WHERE key = 'transactions'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _require_all_transactions(connection: sqlite3.Connection, path: Path) -> None:
     """Raises JournalError."""
     try:
         wanted = Witness(_witness_path(path)).read()
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if (count := _count_records(connection)) < wanted:
-        raise _damaged(path, f"it has {count} records, and there were {wanted}")
+    if (count := _transactions(connection)) < wanted:
+        raise _damaged(path, f"it ends with transaction {count}, and there were {wanted}")
 
 
 def _is_full(error: sqlite3.Error) -> bool:

@@ -1,9 +1,9 @@
-"""How many records there must be: a second, tiny file beside the journal that says so.
+"""How many transactions there must be: a second, tiny file beside the journal that says so.
 
 SQLite takes a write-ahead log whose end is damaged for one whose last transactions were never committed, and goes on from an
-older state. For a journal of decisions that is the worst there is: a source would resume what it has handed over. So the
-records that must not be forgotten are counted here too, after they are on disk and before anything is done about them. A
-journal with fewer records than were counted is damaged.
+older state. For a journal of decisions that is the worst there is: a source would resume what it has handed over. So its
+transactions are counted here too, each when it is on disk and before anything is done about it. A journal with fewer
+transactions than were counted is damaged.
 
 The file is overwritten in place: 24 bytes, the count and the digest of it.
 """
@@ -25,7 +25,7 @@ class Witness:
     path: Path
 
     def read(self) -> int:
-        """How many records there were; 0 when there is no file. Raises OSError, ValueError for what is no count."""
+        """How many transactions there were; 0 when there is no file. Raises OSError, ValueError for what is no count."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:

@@ -140,7 +140,7 @@ async def test_each_commit_is_synced(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     await journal.aclose()
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert not path.with_name(path.name + "-wal").exists()
 
 
 async def test_two_journals_never_have_one_id(tmp_path: Path) -> None:
@@ -390,7 +390,9 @@ async def test_a_count_that_is_not_what_was_written_is_seen(path: Path) -> None:
         with pytest.raises(JournalError, match="is damaged"):
             await Journal.open(path)
     witness.write_bytes(files[witness])
-    path.unlink()
+    for file in files:
+        if file != witness:
+            file.unlink()
     with pytest.raises(JournalError, match=r"it is not there, but .*-count is"):
         await Journal.open(path)
 
@@ -547,4 +549,3 @@ async def test_a_copy_of_the_files_opens_elsewhere(path: Path, tmp_path: Path) -
     await journal.aclose()
     _, domains, _ = await read_all(tmp_path / "copy" / path.name)
     assert [to_document(d.definition) for d in domains] == [to_document(entry.definition)]
-    assert os.listdir(tmp_path / "copy") == [path.name]
