@@ -53,7 +53,8 @@ class Connection:
         self._session = Session()
         self._keepalive = Keepalive(now)
         self._hello_due_at: Final = now + limits.HELLO_SECONDS
-        self._fault: RemoteProtocolError | None = None
+        self._fault: tuple[str, str] | None = None
+        """Code and sentence of what the peer did."""
         self._peer_finished = False
         self._queue: list[bytes] = []
         self._pongs_queued = 0
@@ -107,7 +108,7 @@ class Connection:
         Raises RemoteProtocolError when the peer broke the rules, from then on at each call; ERROR is queued.
         """
         if self._fault is not None:
-            raise RemoteProtocolError(self._fault.code, self._fault.sentence)
+            raise RemoteProtocolError(*self._fault)
         while not self.over:
             try:
                 body = self._frames.next_frame()
@@ -120,7 +121,9 @@ class Connection:
                 if SessionAction.DELIVER in self._take(received):
                     return received
             except RemoteProtocolError as error:
-                self._refuse(error)
+                self._session.step(SessionEvent.FAULT)
+                self._report(error.code, error.sentence)
+                raise
         return None
 
     def _take_end(self) -> None:
@@ -253,19 +256,17 @@ class Connection:
             self._queue_message(Ping(nonce=self._pings_sent))
             self._pings_sent += 1
         if SessionAction.REPORT in actions:
-            self._report(RemoteProtocolError("too-slow", _OVERDUE[self.peer is None]))
+            self._report("too-slow", _OVERDUE[self.peer is None])
+            raise RemoteProtocolError("too-slow", _OVERDUE[self.peer is None])
 
     # ---- the end -------------------------------------------------------------------------------------------
 
-    def _refuse(self, error: RemoteProtocolError) -> None:
-        """Always raises ``error``."""
-        self._session.step(SessionEvent.FAULT)
-        self._report(error)
-
-    def _report(self, error: RemoteProtocolError) -> None:
-        self._fault = error
-        self._queue_message(Error(code=error.code, sentence=make_printable(error.sentence)))
-        raise error
+    def _report(self, code: str, sentence: str) -> None:
+        """Only what it says is kept, never an exception that is raised: its traceback holds this connection, and the two
+        together would hold the receive buffer until the garbage collector comes by, for every peer that ends like this.
+        """
+        self._fault = (code, sentence)
+        self._queue_message(Error(code=code, sentence=make_printable(sentence)))
 
 
 _HANDLERS: Final[Mapping[SessionAction, Callable[[Connection, Received], None]]] = {

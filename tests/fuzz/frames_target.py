@@ -1,8 +1,9 @@
 """Any bytes, cut anywhere, into a frame reader of any size, or into a whole connection.
 
 An input is a mode byte, the sizes of the pieces, and the stream. Mode, from the lowest bit: 2 bits the size of the buffer,
-1 bit the longest body (or, for a connection, whether HELLO comes first), 4 bits how many sizes of pieces follow, 1 bit
-whether it is a connection. The buffer is scaled down so that a short stream goes round it many times.
+1 bit the longest body (or, for a connection, whether HELLO comes first), 5 bits how many sizes of pieces follow. The buffer
+is scaled down so that a short stream goes round it many times. A connection, which has a buffer of its real size and costs
+ten times as much, gets the streams whose length says so: one in ``CONNECTION_EACH``.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from protocol import frames, limits
 from protocol import messages as m
 from protocol.errors import RemoteProtocolError
 from tests.fuzz import samples
-from tests.fuzz.target import SLACK_BYTES, Target, message_bytes
+from tests.fuzz.target import PACKING_BYTES, SLACK_BYTES, Target, message_bytes
 
-BUFFERS_BYTES: Final = (256, 1024, 4096, limits.RECEIVE_BUFFER_BYTES)
-INPUT_BYTES_MAX: Final = 2048
+BUFFERS_BYTES: Final = (256, 400, 1024, 4096)
+INPUT_BYTES_MAX: Final = 1500
+PIECES_MAX: Final = 64
+CONNECTION_EACH: Final = 12
+SENT_BYTES_MAX: Final = 8 * limits.KIB
+"""HELLO, as many PONGs as may wait, ERROR with the longest sentence."""
+
 LARGE_PIECE: Final = 200
 """A size above it stands for 64 bytes more with each step."""
 
@@ -56,10 +62,10 @@ class Seen:
 
 def read_plan(data: bytes) -> Plan:
     mode = data[0] if data else 0
-    count = mode >> 3 & 15
+    count = mode >> 3
     sizes = [s if s <= LARGE_PIECE else (s - LARGE_PIECE) * 64 for s in data[1 : 1 + count] if s]
     stream = data[1 + count :]
-    is_connection = bool(mode & 0x80)
+    is_connection = len(stream) % CONNECTION_EACH == CONNECTION_EACH - 1
     if is_connection and mode & 4:
         stream = _HELLO_FRAME + stream
     buffer_bytes = BUFFERS_BYTES[mode & 3]
@@ -72,12 +78,13 @@ def _cut(stream: bytes, sizes: list[int]) -> list[memoryview]:
     whole = memoryview(stream)
     if not sizes:
         return [whole] if stream else []
-    pieces, start = [], 0
+    pieces: list[memoryview] = []
+    start, least = 0, len(stream) // PIECES_MAX
     for size in itertools.cycle(sizes):
         if start >= len(stream):
             return pieces
-        pieces.append(whole[start : start + size])
-        start += size
+        pieces.append(whole[start : start + max(size, least)])
+        start += max(size, least)
     raise AssertionError("a cycle ended")
 
 
@@ -138,9 +145,14 @@ def _read_chunk(body: memoryview) -> tuple[int, int, int, bytes] | None:
     try:
         chunk = frames.parse_chunk(body)
     except RemoteProtocolError as error:
-        assert error.code in m.ERROR_CODES
+        _check_code(error.code)
         return None
     return chunk.sequence, chunk.region, chunk.offset, bytes(chunk.payload)
+
+
+def _check_code(code: str) -> str:
+    assert code in m.ERROR_CODES, code
+    return code
 
 
 # ---- a connection --------------------------------------------------------------------------------------
@@ -162,7 +174,8 @@ def _feed_connection(pieces: list[memoryview]) -> Seen:
             assert code is None or connection.over
             seen.code = code
             seen.fed_bytes += count
-            assert len(connection.data_to_send()) <= 4 * limits.KIB + limits.TEXT_BYTES_MAX
+    # taken but once: how many PINGs may wait for an answer is counted from one taking to the next
+    assert len(connection.data_to_send()) <= SENT_BYTES_MAX
     return seen
 
 
@@ -176,8 +189,7 @@ def _drain_connection(connection: connections.Connection, seen: Seen) -> str | N
             else:
                 seen.bodies.append(event)
     except RemoteProtocolError as error:
-        assert error.code in m.ERROR_CODES
-        return error.code
+        return _check_code(error.code)
     return None
 
 
@@ -186,7 +198,8 @@ def _drain_connection(connection: connections.Connection, seen: Seen) -> str | N
 
 def split(stream: bytes, body_bytes_max: int) -> tuple[list[bytes], str | None, int]:
     """(bodies, code, how many bytes show that): the reference for a frame reader."""
-    bodies, at = [], 0
+    bodies: list[bytes] = []
+    at = 0
     while at < len(stream):
         if stream[at] != 0xCE:
             return bodies, "bad-frame", at + 1
@@ -206,7 +219,7 @@ def refer_chunk(body: bytes) -> tuple[int, int, int, bytes] | None:
     """What msgpack reads in a chunk's body, if the limits allow it: the reference for ``parse_chunk``."""
     try:
         values = msgpack.unpackb(body, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException, RecursionError):
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
         return None
     sequence, region, offset, payload = values
     if not (type(sequence) is type(region) is type(offset) is int and type(payload) is bytes):
@@ -249,11 +262,17 @@ def allow_bytes(data: bytes, fed: tuple[Plan, Seen]) -> int:
     plan, _ = fed
     kept = 4 * len(plan.stream) + 256 * len(plan.pieces) + SLACK_BYTES
     if plan.is_connection:
-        return limits.RECEIVE_BUFFER_BYTES + len(data) * 16 + message_bytes(len(data)) + kept
+        return limits.RECEIVE_BUFFER_BYTES + PACKING_BYTES + message_bytes(len(data)) + kept
     return plan.buffer_bytes + 64 * len(data) + kept
 
 
 # ---- seeds ---------------------------------------------------------------------------------------------
+
+
+def make_connection(head: bytes, stream: bytes) -> bytes:
+    """An input for a connection: the beginning of another frame makes the length what it must be."""
+    missing = CONNECTION_EACH - 1 - len(stream) % CONNECTION_EACH
+    return head + stream + (b"\xce\x00\x00\x00\x20" + bytes(missing))[:missing]
 
 
 def seeds() -> list[bytes]:
@@ -265,11 +284,15 @@ def _seeds() -> Iterator[bytes]:
     streams = [stream for stream in samples.vector_streams() if len(stream) < INPUT_BYTES_MAX]
     for number, frame in enumerate(small):
         yield bytes([number % 4 | 4]) + frame
-        yield bytes([0x80 | 4 | 2 << 3, 1, 1 + number % LARGE_PIECE]) + frame
         yield bytes([2 | 4 | 3 << 3, 3, 70, 1 + number % LARGE_PIECE]) + frame + small[number - 1]
+        yield make_connection(bytes([4 | 2 << 3, 9, 40]), frame)
     for number, stream in enumerate(streams):
-        yield bytes([0x80 | 1 << 3, 1 + number]) + stream
-        yield bytes([0x80]) + stream
+        yield make_connection(bytes([1 << 3, 30 + number]), stream)
+    for mode in range(8):
+        longest = read_plan(bytes([mode])).body_bytes_max
+        if longest < INPUT_BYTES_MAX:
+            for length in (longest - 1, longest, longest + 1):
+                yield bytes([mode]) + _HEADER.pack(0xCE, length) + bytes(length)
     rounds = b"".join(_HEADER.pack(0xCE, n) + bytes(n) for n in (1, 60, 75, 3, 80, 79, 20, 40))
     yield bytes([4 << 3, 5, 100, 80, 85]) + rounds
     yield bytes([1 << 3, 84]) + rounds

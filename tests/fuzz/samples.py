@@ -11,6 +11,7 @@ from attrs import evolve
 
 from protocol import codec, frames, limits
 from protocol import messages as m
+from protocol.errors import RemoteProtocolError
 from protocol.phases import RunState
 
 VECTORS: Final = Path(__file__).parents[2] / "protocol" / "vectors"
@@ -81,6 +82,7 @@ MESSAGES: Final[dict[type[m.MigrationMessage], m.MigrationMessage]] = {
 """One of each; those that stand for two events in the form that goes on."""
 
 NOT_CLEAN: Final = m.Checked(migration=ID, findings=(_FINDING,))
+GIVING_UP: Final = RemoteProtocolError("stopping", "the manager is stopping")
 OTHER_DIGEST: Final = m.Installed(migration=ID, digest=bytes(limits.DIGEST_BYTES))
 
 
@@ -89,9 +91,15 @@ def frame(message: m.Message) -> bytes:
     return frames.frame_header(len(body)) + body
 
 
-def _pack(value: Any) -> bytes:
+def pack(value: Any) -> bytes:
     packed: bytes = msgpack.packb(value)
     return packed
+
+
+def split_fields(message: m.Message) -> list[tuple[bytes, bytes]]:
+    """(key, value) of each, as they stand in the message's body."""
+    plain = msgpack.unpackb(codec.encode(message))
+    return [(pack(name), pack(value)) for name, value in plain.items()]
 
 
 def _nested(depth: int) -> Any:
@@ -99,22 +107,22 @@ def _nested(depth: int) -> Any:
 
 
 HOSTILE: Final[tuple[bytes, ...]] = (
-    *map(_pack, (None, True, 0, 1, -1, 127, 128, 255, 2**16, 2**32, 2**63, 2**64 - 1, -(2**63))),
-    *map(_pack, (limits.RAM_BYTES_MAX, limits.RAM_BYTES_MAX + limits.PAGE_BYTES, 4096, 4097)),
-    *map(_pack, ("", "a", "A b", "\x1b[2J", "\u202e", "é" * 32, ID, OTHER_ID, "running", "bound")),
-    *(_pack("x" * n) for n in (64, 65, limits.TEXT_BYTES_MAX, limits.TEXT_BYTES_MAX + 1)),
-    _pack("\U0001f600" + "x" * (limits.TEXT_BYTES_MAX - 4)),
-    *(_pack(bytes(n)) for n in (0, 15, 16, 17, 64, 65)),
-    *map(_pack, ([], {}, ["a", "a"], [{}], [[]], {"a": {"b": [1]}}, 1.5)),
-    *(_pack(_nested(n)) for n in (6, 7, 8, 9, 200)),
-    *(_pack([0] * n) for n in (16, 17, 32, 33, 256, 257, 1024, 1025)),
-    _pack(["\U0001f600" + "x" * 4000] * 60),
-    _pack([{}] * 1000),
-    _pack([[{"": 0}] * 12] * 400),
-    _pack([[0] * 15] * 1000),
-    _pack([[0] * 20] * 1000),
-    _pack([{"name": f"r{n}", "size_bytes": 4096} for n in range(17)]),
-    _pack([{"name": "r", "size_bytes": 4096}] * 2),
+    *map(pack, (None, True, 0, 1, -1, 127, 128, 255, 2**16, 2**32, 2**63, 2**64 - 1, -(2**63))),
+    *map(pack, (limits.RAM_BYTES_MAX, limits.RAM_BYTES_MAX + limits.PAGE_BYTES, 4096, 4097)),
+    *map(pack, ("", "a", "A b", "\x1b[2J", "\u202e", "é" * 32, ID, OTHER_ID, "running", "bound")),
+    *(pack("x" * n) for n in (64, 65, limits.TEXT_BYTES_MAX, limits.TEXT_BYTES_MAX + 1)),
+    pack("\U0001f600" + "x" * (limits.TEXT_BYTES_MAX - 4)),
+    *(pack(bytes(n)) for n in (0, 15, 16, 17, 64, 65)),
+    *map(pack, ([], {}, ["a", "a"], [{}], [[]], {"a": {"b": [1]}}, 1.5)),
+    *(pack(_nested(n)) for n in (6, 7, 8, 9, 200)),
+    *(pack([0] * n) for n in (16, 17, 32, 33, 256, 257, 1024, 1025)),
+    pack(["\U0001f600" + "x" * 4000] * 60),
+    pack([{}] * 1000),
+    pack([[{"": 0}] * 12] * 400),
+    pack([[0] * 15] * 1000),
+    pack([[0] * 20] * 1000),
+    pack([{"name": f"r{n}", "size_bytes": 4096} for n in range(17)]),
+    pack([{"name": "r", "size_bytes": 4096}] * 2),
     bytes.fromhex("82a16100a16100"),  # a key that comes twice
     bytes.fromhex("810000"),  # a key that is no string
     bytes.fromhex("a1ff"),  # not UTF-8
@@ -135,4 +143,4 @@ def words() -> list[bytes]:
     for cls in (*m.MESSAGES, m.Finding, m.Region):
         texts |= codec.field_types(cls).keys()
     texts |= {str(state) for state in RunState}
-    return [_pack(text) for text in sorted(texts)] + [v for v in HOSTILE if 0 < len(v) <= 40]
+    return [pack(text) for text in sorted(texts)] + [v for v in HOSTILE if 0 < len(v) <= 40]
