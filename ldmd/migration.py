@@ -363,6 +363,10 @@ class Migration:
                 return
             if isinstance(detail, m.MigrationMessage):
                 self._peer_turn.release()
+                if (
+                    link.ending
+                ):  # the peer broke the rules: what came behind that is not believed either
+                    return
             if link is not self.link:
                 return
             if event is Event.LINK_LOST:

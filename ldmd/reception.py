@@ -24,6 +24,7 @@ from ldmd.link.stream import BulkTLSStream
 from ldmd.migration import Migration
 from ldmd.recovery import recall
 from ldmd.registry import Registry
+from protocol import limits
 from protocol import messages as m
 from protocol.codec import make_printable
 from protocol.errors import RemoteProtocolError
@@ -33,8 +34,8 @@ from protocol.target import TARGET
 
 log = logging.getLogger("ldmd.reception")
 
-SUPERSEDE_SECONDS: Final = 10.0
-"""How long a new CHECK waits for the end of the older migration of that domain: ending a process takes less."""
+SUPERSEDE_SECONDS: Final = limits.KEEPALIVE_DEAD_SECONDS / 2
+"""How long a new CHECK waits for the end of the older migration of that domain: its link is not read meanwhile."""
 
 
 @define(eq=False)
@@ -95,7 +96,10 @@ class Reception:
             if not valid_name(check.new_name):
                 return refuse("definition", f"{check.new_name!r} is not a name for a domain")
             definition = attrs.evolve(definition, name=check.new_name)
-        await self._supersede(definition.uuid, link.peer)
+        older = await self._supersede(definition.uuid, link.peer)
+        if older is not None:
+            why = older.progress.sentence or older.machine.state
+            return refuse("busy", f"an earlier migration of {older.name} is not settled: {why}")
         known = await self.host.journal.load_migration(check.migration)
         if known is not None or self.registry.get(check.migration) is not None:
             raise RemoteProtocolError("bad-value", "a migration with that id was here before")
@@ -116,14 +120,19 @@ class Reception:
         self.registry.start(migration)
         return migration
 
-    async def _supersede(self, uuid: str, peer: Peer) -> None:
-        """The source begins anew: an older migration of the domain that it brought is over, as it knows."""
+    async def _supersede(self, uuid: str, peer: Peer) -> Migration | None:
+        """The source begins anew: an older migration of the domain that it brought is over, as it knows.
+
+        Returns that one if it has not ended in time, as when the journal cannot be written.
+        """
         older = self.registry.of_domain(uuid)
         if older is None or older.side is not Side.TARGET or older.peer != peer.name:
-            return
+            return None
         older.post(Event.SUPERSEDED)
         with trio.move_on_after(SUPERSEDE_SECONDS):
             await older.ended.wait()
+            return None
+        return older
 
 
 @define(eq=False)

@@ -273,6 +273,6 @@ ERROR_CODES: Final[Mapping[str, str]] = {
     "unknown-migration": "the target has no record of that migration",
     "journal-lost": "the target's journal is not the one the migration was prepared with",
     "not-allowed": "the configuration does not let this peer do that",
-    "busy": "a limit of this manager is reached",
+    "busy": "a limit of this manager is reached, or it has not settled what comes before",
     "stopping": "the manager is stopping",
 }

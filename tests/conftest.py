@@ -1,25 +1,34 @@
-"""Which tests a host can run: those whose hypervisor is missing are left out by name, or fail where they are required."""
+"""Which tests a host can run: those for which it lacks something are left out by name, or fail where they are required."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 BINARIES = {
     "qemu": ("qemu-system-x86_64", "apt-get install qemu-system-x86"),
     "sparc": ("qemu-system-sparc", "apt-get install qemu-system-sparc"),
+    "faketime": ("faketime", "apt-get install faketime"),
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``LDMD_TESTS_REQUIRE=qemu,sparc``: these may not be left out."""
-    required = set(filter(None, os.environ.get("LDMD_TESTS_REQUIRE", "").split(",")))
+def find_missing() -> Iterator[tuple[str, str]]:
+    """Marks whose tests cannot run here, and why."""
     for mark, (binary, remedy) in BINARIES.items():
-        if shutil.which(binary):
-            continue
-        reason = f"{binary} is not installed: {remedy}"
+        if not shutil.which(binary):
+            yield mark, f"{binary} is not installed: {remedy}"
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        yield "mounts", "a mount namespace cannot be made: that takes root"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``LDMD_TESTS_REQUIRE=qemu,sparc,faketime,mounts``: these may not be left out."""
+    required = set(filter(None, os.environ.get("LDMD_TESTS_REQUIRE", "").split(",")))
+    for mark, reason in find_missing():
         if mark in required:
             raise pytest.UsageError(f"LDMD_TESTS_REQUIRE names {mark}, but {reason}")
         for item in items:

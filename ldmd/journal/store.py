@@ -229,6 +229,8 @@ def _open(path: Path) -> tuple[sqlite3.Connection, str]:
     try:
         if not path.exists():
             _make(path)
+        if path.stat().st_size == 0:  # SQLite would delete the log of an empty file
+            raise _damaged(path, "it is empty")
         os.chmod(path, 0o600)
         journal_id = _verify(path)
         connection = _connect(path)

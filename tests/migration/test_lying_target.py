@@ -15,7 +15,7 @@ from attrs import define, field
 from ldmd.config import load
 from ldmd.errors import LdmdError, LinkError
 from ldmd.link.listener import open_listeners, serve_links
-from ldmd.link.pump import Link
+from ldmd.link.pump import Link, LinkUser
 from ldmd.link.tls import TlsFiles
 from protocol import messages as m
 from tests.managers import Fleet, make_fleet, wait_for
@@ -136,23 +136,26 @@ async def settled(fleet: Fleet) -> list[str] | None:
     return [h["decision"] for h in found] if all(h["settled"] for h in found) else None
 
 
-async def serve_liar(
-    fleet: Fleet, liar: Liar, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    config = load(fleet["host-b"].folder / "ldmd.toml")
-    hello = m.Hello(
+def build_hello(host: str) -> m.Hello:
+    return m.Hello(
         version_min=1,
         version_max=1,
         features=(),
-        host="host-b",
+        host=host,
         release="0",
         journal="cd" * 16,
         time_unix_ms=time.time_ns() // 1_000_000,
     )
 
+
+async def serve_liar(
+    fleet: Fleet, liar: LinkUser, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    config = load(fleet["host-b"].folder / "ldmd.toml")
+
     async def handle(stream: Any, peer: Any) -> None:
         with contextlib.suppress(LinkError):
-            await Link(stream, peer, hello, liar).run()
+            await Link(stream, peer, build_hello("host-b"), liar).run()
 
     files = TlsFiles(
         certificate=config.identity.certificate,
