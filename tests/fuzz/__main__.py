@@ -150,26 +150,34 @@ def write_seeds(target: Target, corpus: Path) -> int:
 
 
 def run_engine(target: Target, wanted: Wanted, folder: Path, tally: Tally) -> int:
-    """The exit status of the process that fuzzes; it is ended when it stalls."""
+    """The exit status of the process that fuzzes; it is ended when it stalls.
+
+    It is told names below ``folder`` alone: in what order files come, and what else hangs on a path, is the same then.
+    """
     command = [
         *(sys.executable, "-m", "tests.fuzz.engine"),
-        *(target.name, str(folder / "tally"), wanted.plant or "-", "--"),
+        *(target.name, "tally", wanted.plant or "-", "--"),
         *(
             f"-runs={wanted.inputs}",
             f"-seed={wanted.seed}",
             "-reload=0",
             f"-max_len={target.input_bytes_max}",
         ),
-        *((f"-dict={folder / 'words'}",) if target.words() else ()),
-        f"-artifact_prefix={folder / 'found'}/",
+        *(("-dict=words",) if target.words() else ()),
+        "-artifact_prefix=found/",
         *(f"-rss_limit_mb={RSS_MIB_MAX}", f"-timeout={STALL_SECONDS:.0f}"),
         *((f"-max_total_time={wanted.seconds}",) if wanted.seconds else ()),
-        str(folder / "corpus"),
+        "corpus",
     ]
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         try:
             return wait_engine(target, process, tally)
