@@ -98,7 +98,8 @@ def write_manager(
 ) -> str:
     """The configuration of one manager, in TOML."""
     deadlines = "\n".join(f"{key} = {seconds}" for key, seconds in kind.deadlines.items())
-    faults = ", ".join(f'"{fault}"' for fault in armed)
+    # a plan may have drawn one twice, and a configuration names each once
+    faults = ", ".join(f'"{fault}"' for fault in dict.fromkeys(armed))
     return write_config(
         name,
         dict.fromkeys(HOSTS, 0),  # the kernel chooses: no port is taken while a manager is down

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
+from ldmd import config
 from ldmd.campaign.logs import point_and_kind
+from ldmd.campaign.pair import CAMPAIGN_KINDS, write_manager
 from ldmd.campaign.plans import (
     LATE_POINTS,
     STRAIGHT,
@@ -16,6 +21,7 @@ from ldmd.campaign.plans import (
     plan_all,
     plan_random,
 )
+from ldmd.campaign.wire import open_wire
 from ldmd.fault_points import POINTS, parse
 
 
@@ -120,3 +126,14 @@ def test_random_plans_keep_to_the_pattern() -> None:
 )
 def test_late_points_are_those_of_the_handoff(point: str, late: bool) -> None:
     assert (point in LATE_POINTS) is late
+
+
+async def test_what_is_drawn_twice_is_armed_once() -> None:
+    """A manager that is started with faults reads a configuration that it takes."""
+    fault = "target.record-running.after=crash"
+    wire = await open_wire()
+    async with wire.listener:
+        kind = CAMPAIGN_KINDS["emulated"]
+        text = write_manager("host-b", kind, {"host-a": wire}, (fault, fault))
+    settings = config.from_document(tomllib.loads(text), path=Path("/nowhere/ldmd.toml"))
+    assert settings.faults.armed == (fault,)
