@@ -88,7 +88,22 @@ class ResourceSettings:
     )
     vcpus: Annotated[int, rules.whole(1, 1_000_000)] = field(factory=rules.host_vcpus)
     domains_max: Annotated[int, rules.whole(1, 1_000_000)] = 10_000
+    consoles_max: Annotated[int, rules.whole(1, 1_000_000)] = 10_000
     incoming_max: Annotated[int, rules.whole(0, 1_000)] = 16
+
+
+@frozen(kw_only=True)
+class VolumeSettings:
+    """A volume of a virtual disk service; a text alone is its ``path``.
+
+    ``mpgroup``: volumes of this host with the same one are the same storage on other paths. ``read_only``: no domain may
+    write it. ``host_only``: no other host has it, so a domain that uses it cannot leave.
+    """
+
+    path: _Path
+    mpgroup: Annotated[str, rules.optional_name] = ""
+    read_only: _Boolean = False
+    host_only: _Boolean = False
 
 
 @frozen(kw_only=True)
@@ -114,7 +129,7 @@ class HypervisorSettings:
 
 @frozen(kw_only=True)
 class MigrationSettings:
-    """Deadlines of one migration.
+    """Deadlines of one migration, and how many there may be.
 
     ``transfer_stall_seconds``: how long transfer may make no progress. ``hold_seconds``: how long a
     prepared target keeps the receiving domain without a link. ``operation_seconds``: how long
@@ -132,6 +147,9 @@ class MigrationSettings:
     operation_seconds: _Seconds = 60.0
     settle_retry_seconds_min: _Seconds = 0.2
     settle_retry_seconds_max: _Seconds = 60.0
+    outgoing_max: Annotated[int, rules.whole(1, 1_000)] = 4
+    """Migrations from this host at once; more are queued."""
+    queue_max: Annotated[int, rules.whole(0, 10_000)] = 1_000
 
 
 @frozen(kw_only=True)
@@ -158,7 +176,7 @@ class _File:
     identity: IdentitySettings = field(factory=IdentitySettings)
     peers: Mapping[str, PeerSettings] = field(factory=dict)
     resources: ResourceSettings = field(factory=ResourceSettings)
-    vds: Mapping[str, Mapping[str, Path]] = field(factory=dict)
+    vds: Mapping[str, Mapping[str, VolumeSettings]] = field(factory=dict)
     vsw: Mapping[str, SwitchSettings] = field(factory=dict)
     hypervisors: HypervisorSettings = field(factory=HypervisorSettings)
     migration: MigrationSettings = field(factory=MigrationSettings)
@@ -168,7 +186,7 @@ class _File:
 
 @frozen(kw_only=True)
 class Config:
-    """All paths are absolute. ``vds``: service -> volume -> path; ``vsw``: switch -> settings."""
+    """All paths are absolute. ``vds``: service -> volume -> settings; ``vsw``: switch -> settings."""
 
     path: Path
     host: HostSettings
@@ -176,7 +194,7 @@ class Config:
     identity: IdentitySettings
     peers: Mapping[str, Peer]
     resources: ResourceSettings
-    vds: Mapping[str, Mapping[str, Path]]
+    vds: Mapping[str, Mapping[str, VolumeSettings]]
     vsw: Mapping[str, SwitchSettings]
     hypervisors: HypervisorSettings
     migration: MigrationSettings
@@ -300,10 +318,15 @@ def _named(name_rule: rules.Rule, structure_item: rules.Rule) -> rules.Rule:
     return structure
 
 
+def _volume(value: object) -> VolumeSettings:
+    table = {"path": value} if isinstance(value, str) else value
+    return _converter.structure(table, VolumeSettings)
+
+
 _NAMED_TABLES: Final[Mapping[str, rules.Rule]] = {
     "peers": _named(rules.host_name, lambda item: _converter.structure(item, PeerSettings)),
     "vsw": _named(rules.device_name, lambda item: _converter.structure(item, SwitchSettings)),
-    "vds": _named(rules.device_name, _named(rules.device_name, rules.path)),
+    "vds": _named(rules.device_name, _named(rules.device_name, _volume)),
 }
 
 
@@ -326,6 +349,7 @@ for _class in (
     IdentitySettings,
     PeerSettings,
     ResourceSettings,
+    VolumeSettings,
     SwitchSettings,
     QemuSettings,
     HypervisorSettings,

@@ -140,6 +140,7 @@ host_name = matching(
     HOST_NAME, f"a host's name (a-z, 0-9, '-' and '.', up to {limits.NAME_BYTES_MAX} characters)"
 )
 device_name = matching(NAME, "a name (a letter, then up to 62 letters, digits, '.', '_' or '-')")
+optional_name = matching(re.compile(f"({NAME.pattern})?"), "a name, or empty for none")
 group_name = matching(GROUP_NAME, "a group's name")
 bridge_name = matching(BRIDGE_NAME, "a network interface's name (up to 15 characters, no '/', ':')")
 

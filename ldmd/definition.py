@@ -44,6 +44,15 @@ VCPUS_MAX = 1024
 DEVICES_MAX = 64
 VARIABLES_MAX = 32
 
+FORMAT_VERSION = 1
+"""Of the document; one with another version is refused, never guessed at."""
+CACHES = ("none", "directsync", "writethrough", "writeback", "unsafe")
+"""How a volume is cached on the host, in QEMU's words. Only the first two keep nothing in the host's page cache."""
+HUGE_PAGES = ("none", "2MiB", "1GiB")
+OPTIONAL_DEVICES = ("rng", "watchdog", "crypto")
+MTU_DEFAULT = 1500
+MTU_MIN, MTU_MAX = 68, 65_535
+
 
 def parse_size(value: object) -> int:
     """``"512MiB"``, ``"2G"`` or a number of bytes -> bytes. Raises ValueError with what is allowed."""
@@ -84,7 +93,18 @@ def _between(low: int, high: int) -> Any:
     return check
 
 
+def _one_of(*allowed: str) -> Any:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in allowed:
+            raise ValueError(f"{_key(attribute)}: {value!r} is not one of {', '.join(allowed)}")
+
+    return check
+
+
 _name = _matches(NAME, "a name (a letter, then up to 62 letters, digits, '.', '_' or '-')")
+
+
+_name_or_nothing = _matches(re.compile(f"({NAME.pattern})?"), "a name, or empty for none")
 
 
 def valid_name(value: str) -> bool:
@@ -93,12 +113,18 @@ def valid_name(value: str) -> bool:
 
 @frozen(kw_only=True)
 class VirtualDisk:
-    """``volume@service``: a volume that a virtual disk service of the host offers."""
+    """``volume@service``: a volume that a virtual disk service of the host offers.
+
+    ``mpgroup``: volumes of that multipath group are the same storage on other paths; any of them may serve the vdisk where
+    ``volume@service`` cannot. Empty: there is no other path.
+    """
 
     name: str = field(validator=_name)
     volume: str = field(validator=_name)
     service: str = field(validator=_name)
     read_only: bool = field(default=False, validator=attrs.validators.instance_of(bool))
+    cache: str = field(default="none", validator=_one_of(*CACHES))
+    mpgroup: str = field(default="", validator=_name_or_nothing)
 
 
 @frozen(kw_only=True)
@@ -108,12 +134,18 @@ class VirtualNetwork:
     name: str = field(validator=_name)
     switch: str = field(validator=_name)
     mac: str = field(validator=_matches(MAC, "a MAC address like 52:54:00:12:34:56, in lower case"))
+    mtu: int = field(default=MTU_DEFAULT, validator=_between(MTU_MIN, MTU_MAX))
 
 
 @frozen(kw_only=True)
 class DomainDefinition:
-    """``machine`` is a machine type of the hypervisor; ``firmware`` a name from the hypervisor's list."""
+    """``machine`` is a machine type of the hypervisor; ``firmware`` a name from the hypervisor's list.
 
+    ``cpu_arch``: ``generic`` (a model that every host offers), ``native`` (this host's own), or the name of a model.
+    ``mig_allowed``: whether the domain may be migrated. ``optional_devices`` are given where the hypervisor has them.
+    """
+
+    version: int = field(default=FORMAT_VERSION)
     name: str = field(validator=_name)
     uuid: str = field()
     hypervisor: str = field(validator=_name)
@@ -121,7 +153,10 @@ class DomainDefinition:
     firmware: str = field(default="default", validator=_name)
     vcpus: int = field(default=1, validator=_between(1, VCPUS_MAX))
     memory_bytes: int = field(validator=_between(MEMORY_BYTES_MIN, limits.RAM_BYTES_MAX))
-    cpu: str = field(default="generic", validator=_name)
+    huge_pages: str = field(default="none", validator=_one_of(*HUGE_PAGES))
+    cpu_arch: str = field(default="generic", validator=_name)
+    mig_allowed: bool = field(default=True, validator=attrs.validators.instance_of(bool))
+    optional_devices: tuple[str, ...] = field(default=())
     vdisks: tuple[VirtualDisk, ...] = field(
         default=(), validator=attrs.validators.max_len(DEVICES_MAX)
     )
@@ -131,6 +166,23 @@ class DomainDefinition:
     variables: tuple[tuple[str, str], ...] = field(
         default=(), validator=attrs.validators.max_len(VARIABLES_MAX)
     )
+
+    @version.validator
+    def _check_version(self, _attribute: attrs.Attribute[int], value: int) -> None:
+        if type(value) is not int or value != FORMAT_VERSION:
+            raise ValueError(
+                f"version: {value!r} is not a version of definitions that this manager reads: it reads {FORMAT_VERSION}"
+            )
+
+    @optional_devices.validator
+    def _check_optional_devices(
+        self, _attribute: attrs.Attribute[Any], value: tuple[str, ...]
+    ) -> None:
+        for device in value:
+            if device not in OPTIONAL_DEVICES:
+                raise ValueError(
+                    f"optional-devices: {device!r} is not one of {', '.join(OPTIONAL_DEVICES)}"
+                )
 
     @uuid.validator
     def _check_uuid(self, _attribute: attrs.Attribute[str], value: str) -> None:
@@ -162,6 +214,7 @@ class DomainDefinition:
             ("vnet", [n.name for n in self.vnets]),
             ("MAC address", [n.mac for n in self.vnets]),
             ("volume", [f"{d.volume}@{d.service}" for d in self.vdisks]),
+            ("optional device", list(self.optional_devices)),
         ):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:

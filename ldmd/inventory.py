@@ -117,13 +117,13 @@ class Inventory:
         """Names of the definition -> this host's paths and bridges. Raises NotFound."""
         disks: dict[str, Path] = {}
         for disk in definition.vdisks:
-            path = self.config.vds.get(disk.service, {}).get(disk.volume)
-            if path is None:
+            volume = self.config.vds.get(disk.service, {}).get(disk.volume)
+            if volume is None:
                 raise NotFound(
                     f"{definition.name}: there is no volume {disk.volume}@{disk.service} on this host",
                     remedy=f"add it to [vds.{disk.service}] in the configuration",
                 )
-            disks[disk.name] = path
+            disks[disk.name] = volume.path
         bridges: dict[str, str] = {}
         for net in definition.vnets:
             switch = self.config.vsw.get(net.switch)
@@ -136,8 +136,8 @@ class Inventory:
         return Attachments(disks=disks, bridges=bridges)
 
     def volume_size(self, service: str, volume: str) -> int | None:
-        path = self.config.vds.get(service, {}).get(volume)
-        return None if path is None else _size(path)
+        settings = self.config.vds.get(service, {}).get(volume)
+        return None if settings is None else _size(settings.path)
 
     # ---- phase 1 ---------------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class Inventory:
             memory_free_bytes=self.memory_free_bytes,
             vcpus_free=self.vcpus_free,
             volumes={
-                service: {name: _size(path) for name, path in volumes.items()}
+                service: {name: _size(volume.path) for name, volume in volumes.items()}
                 for service, volumes in self.config.vds.items()
             },
             volumes_in_use={

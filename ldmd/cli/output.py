@@ -175,7 +175,7 @@ def print_details(domains: Sequence[Document], definitions: Mapping[str, Documen
             "uuid": domain["uuid"],
             "hypervisor": f"{domain['hypervisor']}, machine {domain['machine']}",
             "firmware": definition["firmware"],
-            "vcpus": f"{domain['vcpus']}, cpu {definition['cpu']}",
+            "vcpus": f"{domain['vcpus']}, cpu-arch {definition['cpu-arch']}",
             "memory": format_size(domain["memory_bytes"]),
         }
         for disk in definition["vdisks"]:

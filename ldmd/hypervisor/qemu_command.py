@@ -192,16 +192,18 @@ def select(definition: DomainDefinition, catalogues: Mapping[str, Catalogue]) ->
 
 
 def _select_cpu(definition: DomainDefinition, family: Family, catalogue: Catalogue) -> str:
-    if definition.cpu == "generic":
+    if definition.cpu_arch == "generic":
         return family.generic_cpu
     if not family.generic_cpu:
-        raise HypervisorError(f"machine {definition.machine} has one CPU only: set cpu to generic")
-    if definition.cpu == "native":
+        raise HypervisorError(
+            f"machine {definition.machine} has one CPU only: set cpu-arch to generic"
+        )
+    if definition.cpu_arch == "native":
         return "host" if catalogue.accelerator == "kvm" else "max"
-    if definition.cpu in catalogue.cpus:
-        return definition.cpu
+    if definition.cpu_arch in catalogue.cpus:
+        return definition.cpu_arch
     raise HypervisorError(
-        f"this host's QEMU has no CPU {definition.cpu!r}",
+        f"this host's QEMU has no CPU {definition.cpu_arch!r}",
         remedy="use generic, native or one that 'ldm list-hypervisors' shows",
     )
 

@@ -48,6 +48,7 @@ incoming-max = 0
 [vds.primary]
 ldg1-root = "/dev/vg0/ldg1"
 ldg2-root = "images/ldg2.img"
+ldg3-root = {path = "images/ldg3.img", mpgroup = "ldg3", read-only = true, host-only = true}
 
 [vsw.net0]
 bridge = "br0"
@@ -115,8 +116,11 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     assert read.vds == {
         "primary": {
-            "ldg1-root": Path("/dev/vg0/ldg1"),
-            "ldg2-root": tmp_path / "images/ldg2.img",
+            "ldg1-root": config.VolumeSettings(path=Path("/dev/vg0/ldg1")),
+            "ldg2-root": config.VolumeSettings(path=tmp_path / "images/ldg2.img"),
+            "ldg3-root": config.VolumeSettings(
+                path=tmp_path / "images/ldg3.img", mpgroup="ldg3", read_only=True, host_only=True
+            ),
         }
     }
     assert read.vsw == {
@@ -179,8 +183,13 @@ def test_only_the_name_is_needed(tmp_path: Path) -> None:
         (MINIMAL + "[resources]\nmemory = 1000", "resources.memory: 1000 is less than 1MiB"),
         (MINIMAL + "[resources]\nvcpus = 0", "resources.vcpus: 0 is not a whole number from 1"),
         (MINIMAL + "[vds]\nprimary = 1", "vds.primary: 1 is not a table"),
-        (MINIMAL + "[vds.primary]\nroot = 1", "vds.primary.root: 1 is not a text"),
+        (MINIMAL + "[vds.primary]\nroot = 1", "vds.primary.root: 1 is not a table"),
         (MINIMAL + '[vds.primary]\n"a/b" = "/x"', "vds.primary.a/b: 'a/b' is not a name"),
+        (MINIMAL + "[vds.primary]\nroot = {mpgroup = 'x'}", "vds.primary.root.path: is missing"),
+        (
+            MINIMAL + "[vds.primary]\nroot = {path = '/x', mpgroup = '/'}",
+            "vds.primary.root.mpgroup: '/' is not a name",
+        ),
         (MINIMAL + "[vsw.net0]\nmtu = 1500", "vsw.net0.bridge: is missing"),
         (MINIMAL + '[vsw.net0]\nbridge = "a/b"', "vsw.net0.bridge: 'a/b' is not a network interf"),
         (

@@ -26,6 +26,7 @@ from ldmd.errors import DefinitionError
 from protocol import limits
 
 DOCUMENT: dict[str, Any] = {
+    "version": 1,
     "name": "web1",
     "uuid": "11111111-2222-4333-8444-555555555555",
     "hypervisor": "qemu",
@@ -33,9 +34,21 @@ DOCUMENT: dict[str, Any] = {
     "firmware": "default",
     "vcpus": 2,
     "memory-bytes": 512 * limits.MIB,
-    "cpu": "generic",
-    "vdisks": [{"name": "boot", "volume": "web1", "service": "vds0", "read-only": True}],
-    "vnets": [{"name": "front", "switch": "vsw0", "mac": "52:54:00:12:34:56"}],
+    "huge-pages": "2MiB",
+    "cpu-arch": "generic",
+    "mig-allowed": False,
+    "optional-devices": ["rng"],
+    "vdisks": [
+        {
+            "name": "boot",
+            "volume": "web1",
+            "service": "vds0",
+            "read-only": True,
+            "cache": "writeback",
+            "mpgroup": "paths",
+        }
+    ],
+    "vnets": [{"name": "front", "switch": "vsw0", "mac": "52:54:00:12:34:56", "mtu": 9000}],
     "variables": {"boot-device": "disk", "auto-boot?": "true"},
 }
 
@@ -43,7 +56,14 @@ DOCUMENT: dict[str, Any] = {
 def test_a_document_becomes_the_definition_and_the_same_document_again() -> None:
     definition = from_document(DOCUMENT)
     assert definition.vdisks == (
-        VirtualDisk(name="boot", volume="web1", service="vds0", read_only=True),
+        VirtualDisk(
+            name="boot",
+            volume="web1",
+            service="vds0",
+            read_only=True,
+            cache="writeback",
+            mpgroup="paths",
+        ),
     )
     assert definition.vnets[0].mac == "52:54:00:12:34:56"
     assert definition.variables == (("auto-boot?", "true"), ("boot-device", "disk"))
@@ -54,8 +74,11 @@ def test_a_document_becomes_the_definition_and_the_same_document_again() -> None
 def test_what_is_left_out_has_a_default() -> None:
     needed = ("name", "uuid", "hypervisor", "machine", "memory-bytes")
     definition = from_document({key: DOCUMENT[key] for key in needed})
-    assert (definition.firmware, definition.vcpus, definition.cpu) == ("default", 1, "generic")
+    assert (definition.firmware, definition.vcpus, definition.cpu_arch) == ("default", 1, "generic")
     assert definition.vdisks == definition.vnets == definition.variables == ()
+    assert (definition.version, definition.huge_pages) == (1, "none")
+    assert definition.mig_allowed
+    assert definition.optional_devices == ()
     for key in needed:
         with pytest.raises(DefinitionError, match=key):
             from_document({k: DOCUMENT[k] for k in needed if k != key})
@@ -79,7 +102,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"hypervisor": "-qemu"}, "hypervisor"),
     ({"machine": "pc,accel=kvm"}, "machine"),
     ({"firmware": "/etc/passwd"}, "firmware"),
-    ({"cpu": "host,+vmx"}, "cpu"),
+    ({"cpu-arch": "host,+vmx"}, "cpu-arch"),
+    ({"version": 2}, "version: 2 is not a version of definitions that this manager reads"),
+    ({"version": "1"}, "is not a whole number"),
+    ({"huge-pages": "4MiB"}, "huge-pages: '4MiB' is not one of none, 2MiB, 1GiB"),
+    ({"mig-allowed": "no"}, "is not a boolean"),
+    ({"optional-devices": ["gpu"]}, "optional-devices: 'gpu' is not one of rng, watchdog"),
+    ({"optional-devices": ["rng", "rng"]}, "optional device rng is there twice"),
+    ({"vdisks": [DISK | {"cache": "most"}]}, "cache: 'most' is not one of none"),
+    ({"vdisks": [DISK | {"mpgroup": "../x"}]}, "mpgroup: '../x' is not a name, or empty"),
+    ({"vnets": [NET | {"mtu": 10}]}, "mtu: 10 is not a whole number from 68"),
     ({"vcpus": 0}, "from 1 to 1024"),
     ({"vcpus": 1025}, "from 1 to 1024"),
     ({"vcpus": True}, "is not a whole number"),

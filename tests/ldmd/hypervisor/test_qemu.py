@@ -170,8 +170,8 @@ def test_alias_becomes_the_versioned_machine() -> None:
         (make_definition("none"), "no machine 'none'"),
         (make_definition("pc", firmware="uefi"), "no firmware 'uefi'"),
         (make_definition("SS-5", firmware="oracle"), "no firmware 'oracle'"),
-        (make_definition("pc", cpu="SuperSparc"), "no CPU 'SuperSparc'"),
-        (make_definition("SS-5", firmware="default", cpu="native"), "one CPU only"),
+        (make_definition("pc", cpu_arch="SuperSparc"), "no CPU 'SuperSparc'"),
+        (make_definition("SS-5", firmware="default", cpu_arch="native"), "one CPU only"),
         (make_definition("pc", variables=(("boot-command", "x"),)), "no OpenBoot"),
         (with_disk(make_definition("SS-5", firmware="default")), "takes no vdisks"),
     ],
@@ -201,7 +201,7 @@ def test_machines_of_a_program_that_is_not_installed_are_not_there() -> None:
 )
 def test_cpu(cpu: str, accelerator: str, expected: str) -> None:
     catalogue = attrs.evolve(CATALOGUES[X86], accelerator=accelerator)
-    assert select(make_definition("pc", cpu=cpu), {X86: catalogue}).cpu == expected
+    assert select(make_definition("pc", cpu_arch=cpu), {X86: catalogue}).cpu == expected
 
 
 def test_paths_and_variables_stay_one_value() -> None:
