@@ -38,6 +38,7 @@ from ldmd.journal.store import Journal
 from ldmd.link.listener import open_listeners, serve_links
 from ldmd.link.pump import build_refusal
 from ldmd.link.tls import TlsFiles
+from ldmd.multipath import Multipath
 from ldmd.operations import Operations
 from ldmd.reception import Reception
 from ldmd.recovery import recover
@@ -133,6 +134,8 @@ async def _serve(config: Config, journal: Journal) -> None:
             await front.start(_serve_links, listeners, host, reception, migrations)
             await front.start(_serve_control, control, verbs, group)
             front.start_soon(_look_after, domains)
+            front.start_soon(inventory.proofs.sweep)
+            front.start_soon(Multipath(domains).watch)
             log.info(
                 "%s %s: listening on port %d, %d domains, %d open migrations",
                 config.host.name,

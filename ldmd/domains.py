@@ -37,6 +37,8 @@ from protocol.phases import RunState
 
 log = logging.getLogger("ldmd.domains")
 
+HELD_NAME: Final = "held-suspended"
+"""In a run directory: an operator has suspended the domain."""
 ADOPTED_AT_ONCE: Final = 32
 """Each takes a descriptor, and may take as long as its driver waits for an answer."""
 
@@ -49,6 +51,12 @@ class Domain:
     settling: bool = False
     """The migration that holds it has decided for this host: what is left is to hear that the source knows."""
     process: DomainProcess | None = None
+    serving: dict[str, str] = field(factory=dict)
+    """Vdisk -> the volume (``volume@service``) that serves it, while the domain is active."""
+    path_notes: dict[str, str] = field(factory=dict)
+    """Vdisk of a multipath group -> how its paths are, for people."""
+    held_suspended: bool = False
+    """An operator suspended it: whatever stopped it besides, it is not the manager's to resume."""
     lock: trio.Lock = field(factory=trio.Lock)
 
     @property
@@ -62,12 +70,25 @@ class Domain:
         if self.state is DomainState.BOUND:
             return RunState.BOUND
         status = RunStatus.GONE if self.process is None else await self.process.status()
+        if status is RunStatus.SUSPENDED and await self._waits_for_its_disk():
+            return RunState.RUNNING
         if status in (RunStatus.RUNNING, RunStatus.SUSPENDED):
             return RunState(status.value)
         raise WrongState(
             f"the process of {self.name} is {status}",
             remedy=f"`ldm stop-domain {self.name}` makes it bound again",
         )
+
+    async def _waits_for_its_disk(self) -> bool:
+        """It would run if a path to its disk answered: where it goes one may."""
+        if self.process is None or self.held_suspended:
+            return False
+        if not any(disk.mpgroup for disk in self.definition.vdisks):
+            return False
+        try:
+            return (await self.process.report_disks()).stopped
+        except HypervisorError as error:
+            raise OutcomeUnknown(error.sentence) from error
 
 
 @define(eq=False)
@@ -141,6 +162,7 @@ class Domains:
             if hypervisor is None:
                 raise OutcomeUnknown(f"the hypervisor of {domain.name} is not enabled")
             domain.process = await hypervisor.adopt(domain.definition, directory)
+            domain.held_suspended = (directory / HELD_NAME).exists()
         return domain.process
 
     def directory_of(self, uuid: str) -> Path:
@@ -216,7 +238,7 @@ class Domains:
 
     async def bind(self, domain: Domain) -> None:
         require_state(domain, DomainState.INACTIVE, "bind")
-        self.inventory.resolve(domain.definition)
+        await self.inventory.resolve(domain.definition)
         capabilities = await self.inventory.capabilities(domain.definition.hypervisor)
         for name, known, what in (
             (domain.definition.machine, capabilities.machines, "machine type"),
@@ -237,16 +259,19 @@ class Domains:
             raise
 
     def _require_volumes_free(self, domain: Domain) -> None:
-        mine = {(d.service, d.volume) for d in domain.definition.vdisks if not d.read_only}
-        for other in self._by_uuid.values():
-            if other is domain or other.state is DomainState.INACTIVE:
-                continue
-            for disk in other.definition.vdisks:
-                if not disk.read_only and (disk.service, disk.volume) in mine:
-                    raise Busy(
-                        f"the volume {disk.volume}@{disk.service} is in use by {other.name}",
-                        remedy=f"unbind {other.name} first",
-                    )
+        others = [
+            other.definition
+            for other in self._by_uuid.values()
+            if other is not domain and other.state is not DomainState.INACTIVE
+        ]
+        users = self.inventory.volumes.in_use(others)
+        for disk in domain.definition.vdisks:
+            user = users.get((disk.service, disk.volume))
+            if user is not None and not disk.read_only:
+                raise Busy(
+                    f"the volume {disk.volume}@{disk.service} is in use by {user}",
+                    remedy=f"unbind {user} first",
+                )
 
     async def unbind(self, domain: Domain) -> None:
         require_state(domain, DomainState.BOUND, "unbind")
@@ -257,7 +282,7 @@ class Domains:
         """Raises HypervisorError; the domain is bound again then."""
         require_state(domain, DomainState.BOUND, "start")
         definition = domain.definition
-        attachments = self.inventory.resolve(definition)
+        attachments = await self.inventory.resolve(definition)
         hypervisor = self.inventory.hypervisor(definition.hypervisor)
         try:
             directory = self.make_directory(definition.uuid)
@@ -270,6 +295,8 @@ class Domains:
         await self._set_state(domain, DomainState.ACTIVE)
         try:
             domain.process = await hypervisor.create(definition, directory, attachments)
+            domain.serving = dict(attachments.volumes)
+            domain.held_suspended = False
             await domain.process.resume()
         except HypervisorError:
             await self.end_process(domain)
@@ -285,10 +312,20 @@ class Domains:
     async def suspend(self, domain: Domain) -> None:
         require_state(domain, DomainState.ACTIVE, "suspend")
         await (await self._living(domain)).suspend()
+        self.hold_suspended(domain)
 
     async def resume(self, domain: Domain) -> None:
         require_state(domain, DomainState.ACTIVE, "resume")
         await (await self._living(domain)).resume()
+        domain.held_suspended = False
+        with suppress(OSError):
+            (self.directory_of(domain.definition.uuid) / HELD_NAME).unlink(missing_ok=True)
+
+    def hold_suspended(self, domain: Domain) -> None:
+        """Keep in mind, over a restart too, that it was suspended on purpose."""
+        domain.held_suspended = True
+        with suppress(OSError):
+            (self.directory_of(domain.definition.uuid) / HELD_NAME).touch(mode=0o600)
 
     async def _living(self, domain: Domain) -> DomainProcess:
         process = await self.readopt(domain)
@@ -376,6 +413,7 @@ class Domains:
 
     async def _now_bound(self, domain: Domain) -> None:
         await self._set_state(domain, DomainState.BOUND)
+        domain.serving, domain.path_notes = {}, {}
         if domain.process is not None:
             await domain.process.aclose()
             domain.process = None

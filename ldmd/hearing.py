@@ -20,6 +20,7 @@ def hear(migration: Migration, message: m.MigrationMessage) -> None:
     match message:
         case m.Checked():
             migration.findings = message.findings
+            migration.nursery.start_soon(migration.withdraw_claims)
             if any(f.hard for f in message.findings):
                 migration.reason = Reason(
                     "checks-failed", "; ".join(f.sentence for f in message.findings if f.hard)

@@ -6,19 +6,19 @@ domain exists. What two sources ask for at once is therefore promised once.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from attrs import field, frozen
 
+from ldmd.claims import Proofs, VolumeView
 from ldmd.config import Config
 from ldmd.definition import DomainDefinition, format_size
 from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown
 from ldmd.hypervisor import process
 from ldmd.hypervisor.driver import Attachments, Capabilities, Hypervisor
+from ldmd.volumes import Found, Volumes
 from protocol.phases import Mode, RunState
 
 
@@ -54,10 +54,10 @@ class View:
     """MAC address -> name of the domain that has it."""
     memory_free_bytes: int
     vcpus_free: int
-    volumes: Mapping[str, Mapping[str, int | None]]
-    """Service -> volume -> size in bytes; None when it cannot be opened."""
+    vdisks: Mapping[str, VolumeView]
+    """Vdisks of the domain that may come -> the volume that would serve each."""
     volumes_in_use: Mapping[tuple[str, str], str]
-    """(service, volume) that a bound or active domain writes -> its name."""
+    """(service, volume) that a bound or active domain writes, by whatever path -> its name."""
     switches: frozenset[str]
     domains_free: int
     incoming_free: int
@@ -69,7 +69,17 @@ class Inventory:
     hypervisors: Mapping[str, Hypervisor]
     orphans: dict[str, Path] = field(factory=dict, init=False)
     """Uuid -> run directory of processes that the journal does not know."""
+    volumes: Volumes = field(init=False)
+    proofs: Proofs = field(init=False)
     _holds: dict[str, Hold] = field(factory=dict, init=False)
+
+    @volumes.default
+    def _configured(self) -> Volumes:
+        return Volumes(self.config.vds)
+
+    @proofs.default
+    def _of_these(self) -> Proofs:
+        return Proofs(self.config.host.name, self.volumes)
 
     # ---- room ------------------------------------------------------------------------------------------
 
@@ -113,17 +123,20 @@ class Inventory:
 
     # ---- devices ---------------------------------------------------------------------------------------
 
-    def resolve(self, definition: DomainDefinition) -> Attachments:
-        """Names of the definition -> this host's paths and bridges. Raises NotFound."""
-        disks: dict[str, Path] = {}
-        for disk in definition.vdisks:
-            volume = self.config.vds.get(disk.service, {}).get(disk.volume)
-            if volume is None:
+    async def resolve(
+        self, definition: DomainDefinition, proved: Mapping[str, Found] | None = None
+    ) -> Attachments:
+        """Names of the definition -> this host's paths and bridges. Raises NotFound, WrongState.
+
+        ``proved``: the volumes whose storage phase 1 found to be the source's; no other will do.
+        """
+        found = await self.volumes.resolve(definition)
+        for vdisk, expected in (proved or {}).items():
+            if vdisk in found and found[vdisk].probe.key != expected.probe.key:
                 raise NotFound(
-                    f"{definition.name}: there is no volume {disk.volume}@{disk.service} on this host",
-                    remedy=f"add it to [vds.{disk.service}] in the configuration",
+                    f"{definition.name}: vdisk {vdisk} would not be served by the storage that was checked",
+                    remedy="look at what became of it, and migrate the domain again",
                 )
-            disks[disk.name] = volume.path
         bridges: dict[str, str] = {}
         for net in definition.vnets:
             switch = self.config.vsw.get(net.switch)
@@ -133,11 +146,11 @@ class Inventory:
                     remedy=f"add [vsw.{net.switch}] to the configuration",
                 )
             bridges[net.name] = switch.bridge
-        return Attachments(disks=disks, bridges=bridges)
-
-    def volume_size(self, service: str, volume: str) -> int | None:
-        settings = self.config.vds.get(service, {}).get(volume)
-        return None if settings is None else _size(settings.path)
+        return Attachments(
+            disks={vdisk: one.volume.settings.path for vdisk, one in found.items()},
+            volumes={vdisk: one.volume.name for vdisk, one in found.items()},
+            bridges=bridges,
+        )
 
     # ---- phase 1 ---------------------------------------------------------------------------------------
 
@@ -154,7 +167,10 @@ class Inventory:
         """Raises HypervisorError when this host does not have that hypervisor, saying why."""
         return await self.hypervisor(kind).capabilities()
 
-    async def view(self, domains: Iterable[DefinedDomain]) -> View:
+    async def view(
+        self, domains: Iterable[DefinedDomain], vdisks: Mapping[str, VolumeView] | None = None
+    ) -> View:
+        """``vdisks``: what was seen of the volumes just before; see ``Proofs.examine``."""
         capabilities: dict[str, Capabilities] = {}
         unavailable: dict[str, str] = {}
         for kind in self.hypervisors:
@@ -178,16 +194,8 @@ class Inventory:
             macs={net.mac: d.name for d in everything for net in d.vnets},
             memory_free_bytes=self.memory_free_bytes,
             vcpus_free=self.vcpus_free,
-            volumes={
-                service: {name: _size(volume.path) for name, volume in volumes.items()}
-                for service, volumes in self.config.vds.items()
-            },
-            volumes_in_use={
-                (disk.service, disk.volume): d.name
-                for d in holding
-                for disk in d.vdisks
-                if not disk.read_only
-            },
+            vdisks=vdisks or {},
+            volumes_in_use=self.volumes.in_use(holding),
             switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
             incoming_free=self.config.resources.incoming_max - len(promised),
@@ -204,17 +212,11 @@ class Inventory:
             yield uuid
 
     async def facts(self, definition: DomainDefinition, run_state: RunState) -> dict[str, object]:
-        """What CHECK tells the target about this host and this domain; see docs/protocol.md.
+        """What CHECK tells the target about this host and this domain, but for its volumes; see docs/protocol.md.
 
         Raises HypervisorError for an active domain whose hypervisor is not there (it cannot be, then).
         """
-        facts: dict[str, object] = {
-            "volumes": {
-                f"{d.volume}@{d.service}": size
-                for d in definition.vdisks
-                if (size := self.volume_size(d.service, d.volume)) is not None
-            }
-        }
+        facts: dict[str, object] = {}
         if run_state.mode is Mode.WARM:
             capabilities = await self.capabilities(definition.hypervisor)
             facts["hypervisor-version"] = list(capabilities.version)
@@ -222,17 +224,3 @@ class Inventory:
             facts["accelerator"] = capabilities.accelerator
             facts["machine"] = capabilities.resolve_machine(definition.machine)
         return facts
-
-
-def _size(path: Path) -> int | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-            return os.lseek(descriptor, 0, os.SEEK_END)
-        return None
-    finally:
-        os.close(descriptor)

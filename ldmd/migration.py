@@ -12,10 +12,12 @@ from __future__ import annotations
 import collections
 import logging
 import random
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ldmd.claims import Claims
 from ldmd.definition import DomainDefinition
 from ldmd.fault_points import Kind, point_of, point_of_message
 from ldmd.hearing import hear, note_deadline
@@ -29,6 +31,7 @@ from ldmd.progress import Progress
 from ldmd.reason import Reason
 from ldmd.recording import record
 from ldmd.running import STOP_SECONDS, Running
+from ldmd.volumes import Found
 from protocol import messages as m
 from protocol.actions import (
     Action,
@@ -105,6 +108,10 @@ class Migration:
         self.new_name: str | None = None
         self.peer_journal = ""
         self.facts: m.Document = {}
+        self.claims: Claims | None = None
+        """Source: what was put beside its volumes for the target to find, in phase 1."""
+        self.proved: Mapping[str, Found] = {}
+        """Target: vdisk -> the volume that was found to be the source's storage."""
         self.findings: tuple[m.Finding, ...] = ()
         self.reason: Reason | None = None
         self.progress = Progress(machine.phase)
@@ -208,6 +215,11 @@ class Migration:
         if receiver is not None:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(receiver.close)
+
+    async def withdraw_claims(self) -> None:
+        """Nothing stays beside the volumes once phase 1 is over, however it ended."""
+        if self.claims is not None:
+            await self.host.inventory.proofs.withdraw(self.claims)
 
     # ---- what happens to it ----------------------------------------------------------------------------
 
@@ -322,6 +334,7 @@ class Migration:
                 nursery.cancel_scope.cancel()
         finally:
             await self.close_receiver()
+            await self.withdraw_claims()
             self.host.inventory.release(self.id)
             if self.machine.finished:
                 self.host.domains.let_go(self.definition.uuid, self.id)

@@ -33,7 +33,7 @@ from ldmd.migration import Migration
 from ldmd.registry import Registry
 from protocol.events import Event
 from protocol.machine import Decision, Machine
-from protocol.phases import RunState
+from protocol.phases import Mode, RunState
 from protocol.source import SOURCE
 
 log = logging.getLogger("ldmd.operations")
@@ -154,6 +154,10 @@ class Operations:
             "console": str(process.console_path) if process else None,
             "pid": process.pid if process else None,
             "operation": self._describe_operation(domain),
+            "vdisks": {
+                disk.name: domain.path_notes.get(disk.name) or domain.serving.get(disk.name)
+                for disk in definition.vdisks
+            },
         }
 
     def _describe_operation(self, domain: Domain) -> dict[str, Any] | None:
@@ -249,6 +253,13 @@ class Operations:
             await self.host.domains.readopt(domain)
             run_state = await domain.run_state()
             facts = await self.host.inventory.facts(domain.definition, run_state)
+            claims = await self.host.inventory.proofs.claim(
+                domain.definition,
+                run_state,
+                migration_id,
+                domain.serving,
+                domain.process.pid if run_state.mode is Mode.WARM and domain.process else None,
+            )
         except BaseException:
             self.host.domains.let_go(domain.definition.uuid, migration_id)
             raise
@@ -262,7 +273,8 @@ class Operations:
             run_state=run_state,
             domain=domain,
         )
-        migration.dry_run, migration.new_name, migration.facts = dry_run, new_name, facts
+        migration.dry_run, migration.new_name = dry_run, new_name
+        migration.facts, migration.claims = facts | claims.facts, claims
         migration.post(Event.START_DRY_RUN if dry_run else Event.START)
         self.registry.start(migration)
         return migration

@@ -3,9 +3,15 @@
 The protocol's version is checked before: two managers without a common one have no link (``no-common-version``).
 """
 
-from ldmd.checks import devices, hypervisor, identity, resources
+from ldmd.checks import devices, hypervisor, identity, resources, storage
 from ldmd.checks.rules import CheckRule, Subject, run
 
-ALL: tuple[CheckRule, ...] = (*identity.RULES, *hypervisor.RULES, *resources.RULES, *devices.RULES)
+ALL: tuple[CheckRule, ...] = (
+    *identity.RULES,
+    *hypervisor.RULES,
+    *resources.RULES,
+    *storage.RULES,
+    *devices.RULES,
+)
 
 __all__ = ["ALL", "CheckRule", "Subject", "run"]

@@ -78,6 +78,8 @@ class CheckRule:
     resource: str
     hard: frozenset[RunState]
     soft: frozenset[RunState] = frozenset()
+    forcible: bool = False
+    """-f turns a hard finding into a soft one."""
     find: Callable[[Subject], Iterable[Fault]]
 
 

@@ -180,7 +180,10 @@ def print_details(domains: Sequence[Document], definitions: Mapping[str, Documen
         }
         for disk in definition["vdisks"]:
             mode = " (read only)" if disk["read-only"] else ""
-            fields[f"vdisk {disk['name']}"] = f"{disk['volume']}@{disk['service']}{mode}"
+            name = f"{disk['volume']}@{disk['service']}"
+            path = domain["vdisks"].get(disk["name"]) or name
+            served = f", served by {path}" if path != name else ""
+            fields[f"vdisk {disk['name']}"] = f"{name}{mode}{served}"
         for net in definition["vnets"]:
             fields[f"vnet {net['name']}"] = f"{net['switch']}, {net['mac']}"
         for name, value in definition["variables"].items():

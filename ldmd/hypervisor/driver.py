@@ -29,6 +29,7 @@ from typing import ClassVar
 from attrs import field, frozen
 
 from ldmd.definition import DomainDefinition
+from ldmd.errors import HypervisorError
 
 
 class RunStatus(enum.StrEnum):
@@ -74,11 +75,31 @@ class Capabilities:
 class Attachments:
     """What the host lends to the domain: paths and bridges, resolved by the manager from its own configuration.
 
-    ``disks``: vdisk name -> path of the volume. ``bridges``: vnet name -> bridge interface.
+    ``disks``: vdisk name -> path of the volume. ``volumes``: the same -> its ``volume@service``, for people.
+    ``bridges``: vnet name -> bridge interface.
     """
 
     disks: Mapping[str, Path] = field(factory=dict)
+    volumes: Mapping[str, str] = field(factory=dict)
     bridges: Mapping[str, str] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class DiskStatus:
+    """``path``: of the volume that serves the vdisk; None when nothing does. ``failed``: since the process was made, the
+    domain was stopped because of it.
+    """
+
+    path: Path | None
+    failed: bool
+
+
+@frozen(kw_only=True)
+class DisksReport:
+    """``stopped``: a vdisk failed, and the hypervisor stopped the domain until it is resumed."""
+
+    stopped: bool
+    disks: Mapping[str, DiskStatus]
 
 
 class DomainProcess(abc.ABC):
@@ -130,6 +151,18 @@ class DomainProcess(abc.ABC):
         ``state`` is untrusted; a stream that the hypervisor rejects raises HypervisorError, and the domain can only be
         destroyed.
         """
+
+    async def report_disks(self) -> DisksReport:
+        """Which path serves each vdisk now. The hypervisor is asked, so it is true after a manager's restart too."""
+        return DisksReport(stopped=False, disks={})
+
+    async def switch_disk(self, vdisk: str, path: Path) -> None:
+        """Serve a vdisk by another path to the same storage (the caller has made sure of that) from now on.
+
+        For a domain that ``report_disks`` says is stopped: what was asked of the vdisk and failed is asked again when it
+        is resumed. HypervisorError: no write goes to the new path.
+        """
+        raise HypervisorError(f"this hypervisor has no vdisk {vdisk}")
 
     @property
     @abc.abstractmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from ldmd.hypervisor.qemu_command import (
     build_arguments,
     select,
 )
+from ldmd.hypervisor.qemu_disks import find_disk
 from ldmd.hypervisor.qemu_domain import (
     END_SECONDS,
     RAM_SEALS,
@@ -113,7 +113,7 @@ class QemuHypervisor(Hypervisor):
             raise OutcomeUnknown(
                 f"{run_directory} holds the process of domain {record.uuid}, not {definition.uuid}"
             )
-        domain = QemuDomain(record, run_directory, identity, self.answer_seconds)
+        domain = QemuDomain(record, run_directory, identity, self.answer_seconds, definition.vdisks)
         if await domain.status() is RunStatus.GONE:
             return None
         return domain
@@ -143,7 +143,9 @@ class QemuHypervisor(Hypervisor):
                 write_record(run_directory, record)
             except OSError as error:
                 raise HypervisorError(f"{run_directory} cannot be written: {error}") from error
-            return await self._start(arguments, run_directory, record, resources, expected)
+            domain = await self._start(arguments, run_directory, record, resources, expected)
+            domain.vdisks = definition.vdisks
+            return domain
 
     async def _start(
         self,
@@ -223,20 +225,4 @@ def _find_disk(name: str, attachments: Attachments) -> Disk:
     path = attachments.disks.get(name)
     if path is None:
         raise HypervisorError(f"vdisk {name} has no volume on this host")
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-            raise HypervisorError(f"volume {path} is neither a file nor a block device")
-        return Disk(path=path, block_device=stat.S_ISBLK(mode), direct=_has_direct_io(path))
-    except OSError as error:
-        raise HypervisorError(f"volume {path} cannot be used: {error}") from error
-
-
-def _has_direct_io(path: Path) -> bool:
-    """Not every file system has it: tmpfs before Linux 6.6 says EINVAL. Raises OSError for other reasons."""
-    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
-    except OSError:
-        return False
-    return True
+    return find_disk(path)

@@ -36,6 +36,31 @@ VNET_SLOT: Final = 11
 """Slots 3 to 10 and 11 to 18; 0 to 2 and 31 are the machines' own."""
 
 
+STOPS_WHEN_IT_FAILS: Final = {"werror": "stop", "rerror": "stop"}
+"""The domain does not hear of an error: it is stopped, and asks again when it is resumed on another path."""
+
+
+@frozen
+class Cache:
+    """``write_cache``: the device says that it has one, and is told when to flush it. ``direct``: past the host's page
+    cache. ``no_flush``: flushes are taken for done.
+    """
+
+    write_cache: bool
+    direct: bool
+    no_flush: bool
+
+
+CACHES: Final[Mapping[str, Cache]] = {
+    "none": Cache(write_cache=True, direct=True, no_flush=False),
+    "directsync": Cache(write_cache=False, direct=True, no_flush=False),
+    "writethrough": Cache(write_cache=False, direct=False, no_flush=False),
+    "writeback": Cache(write_cache=True, direct=False, no_flush=False),
+    "unsafe": Cache(write_cache=True, direct=False, no_flush=True),
+}
+"""As qemu(1) has them, ``-drive cache=``: cache.writeback, cache.direct, cache.no-flush."""
+
+
 @frozen(kw_only=True)
 class Family:
     """Machines that take the same options.
@@ -261,30 +286,36 @@ def _variables(definition: DomainDefinition) -> list[str]:
 def _vdisks(definition: DomainDefinition, family: Family, resources: Resources) -> list[str]:
     arguments = []
     for index, (vdisk, disk) in enumerate(zip(definition.vdisks, resources.disks, strict=True)):
+        cache = CACHES[vdisk.cache]
         device = {
             "driver": f"virtio-blk-{family.devices}",
             "id": f"vdisk{index}",
             "drive": f"volume{index}",
             "bootindex": index,
+            "write-cache": "on" if cache.write_cache else "off",
+            **(STOPS_WHEN_IT_FAILS if vdisk.mpgroup else {}),
             **_place(family, VDISK_SLOT, index),
         }
-        volume = _volume(vdisk, disk, index)
+        volume = build_volume(vdisk, disk, f"volume{index}")
         arguments += ["-blockdev", _json(volume), "-device", _json(device)]
     return arguments
 
 
-def _volume(vdisk: VirtualDisk, disk: Disk, index: int) -> Mapping[str, Any]:
-    """Locks are on, always: with a volume on shared storage they are the second fence against two running copies.
+def build_volume(vdisk: VirtualDisk, disk: Disk, node_name: str) -> Mapping[str, Any]:
+    """A block node for a volume.
+
+    Locks are on, always: with a volume on shared storage they are the second fence against two running copies.
 
     A receiving domain takes them when its state is installed, a source lets go of them when its state was retrieved
-    and takes them again when it is resumed. Direct I/O where the file system has it; where it has not, QEMU drops
-    the page cache of the volume when it takes over (``drop-cache`` of its file driver).
+    and takes them again when it is resumed. Direct I/O, where the vdisk's cache asks for it, as far as the file system has
+    it; where it has not, QEMU drops the page cache of the volume when it takes over (``drop-cache`` of its file driver).
     """
+    cache = CACHES[vdisk.cache]
     return {
         "driver": "raw",
-        "node-name": f"volume{index}",
+        "node-name": node_name,
         "read-only": vdisk.read_only,
-        "cache": {"direct": disk.direct, "no-flush": False},
+        "cache": {"direct": cache.direct and disk.direct, "no-flush": cache.no_flush},
         "file": {
             "driver": "host_device" if disk.block_device else "file",
             "filename": str(disk.path),

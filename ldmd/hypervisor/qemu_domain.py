@@ -27,9 +27,10 @@ from typing import Final
 import trio
 from attrs import asdict, define, field, frozen, validators
 
+from ldmd.definition import VirtualDisk
 from ldmd.errors import HypervisorError, OutcomeUnknown
-from ldmd.hypervisor import process, qemu_stream
-from ldmd.hypervisor.driver import DomainProcess, RamRegion, RunStatus
+from ldmd.hypervisor import process, qemu_disks, qemu_stream
+from ldmd.hypervisor.driver import DisksReport, DomainProcess, RamRegion, RunStatus
 from ldmd.hypervisor.process import ProcessIdentity
 from ldmd.hypervisor.qemu_command import CONSOLE_NAME, QMP_NAME
 from ldmd.hypervisor.qmp import Qmp, open_qmp
@@ -112,6 +113,7 @@ class QemuDomain(DomainProcess):
     run_directory: Path
     identity: ProcessIdentity
     answer_seconds: float
+    vdisks: tuple[VirtualDisk, ...] = ()
     _kept_state: bytes | None = field(default=None, init=False)
     uuid: str = field(init=False)
     pid: int = field(init=False)
@@ -219,6 +221,19 @@ class QemuDomain(DomainProcess):
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
+
+    async def report_disks(self) -> DisksReport:
+        async with self._connected() as qmp:
+            stopped = await query_state(qmp) == "io-error"
+            return DisksReport(stopped=stopped, disks=await qemu_disks.ask(qmp, self.vdisks))
+
+    async def switch_disk(self, vdisk: str, path: Path) -> None:
+        disk = await trio.to_thread.run_sync(qemu_disks.find_disk, path)
+        async with self._connected() as qmp:
+            state = await query_state(qmp)
+            if state != "io-error":
+                raise HypervisorError(f"QEMU says that the domain is {state}: no disk has failed")
+            await qemu_disks.switch(qmp, self.vdisks, vdisk, disk)
 
     async def retrieve_device_state(self) -> bytes:
         async with self._connected() as qmp:

@@ -67,7 +67,10 @@ def build_check(migration: Migration) -> m.Check:
 async def run_checks(migration: Migration) -> Event:
     """All checks on one snapshot; without a hard finding what was asked for is held in the same instant."""
     host = migration.host
-    view = await host.inventory.view(host.domains)
+    vdisks, found = await host.inventory.proofs.examine(
+        migration.definition, migration.run_state, migration.id, migration.peer, migration.facts
+    )
+    view = await host.inventory.view(host.domains, vdisks)
     subject = checks.Subject(
         definition=migration.definition,
         run_state=migration.run_state,
@@ -86,6 +89,7 @@ async def run_checks(migration: Migration) -> Event:
         resources=migration.run_state is not RunState.INACTIVE,
         incoming=True,
     )
+    migration.proved = found
     return Event.CHECKS_CLEAN
 
 

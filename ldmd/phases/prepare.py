@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ldmd.errors import HypervisorError, NotFound, OutcomeUnknown
+from ldmd.errors import HypervisorError, NotFound, OutcomeUnknown, WrongState
 from ldmd.hypervisor.driver import RamRegion
 from ldmd.phases.transfer import Receiver
 from protocol import messages as m
 from protocol.events import Event
 from protocol.limits import MIB
-from protocol.phases import Mode
+from protocol.phases import Mode, RunState
 
 if TYPE_CHECKING:
     from ldmd.migration import Migration
@@ -46,11 +46,13 @@ async def create_domain(migration: Migration) -> Event:
         return Event.CREATED
     definition = migration.definition
     try:
+        attachments = await host.inventory.resolve(definition, migration.proved)
         domain.process = await host.hypervisors[definition.hypervisor].create_receiving(
-            definition,
-            host.domains.make_directory(definition.uuid),
-            host.inventory.resolve(definition),
+            definition, host.domains.make_directory(definition.uuid), attachments
         )
+        domain.serving = dict(attachments.volumes)
+        if migration.run_state is RunState.SUSPENDED:
+            host.domains.hold_suspended(domain)
         regions = domain.process.regions
         wanted = tuple(RamRegion(name=r.name, size_bytes=r.size_bytes) for r in migration.regions)
         if regions != wanted:
@@ -63,7 +65,7 @@ async def create_domain(migration: Migration) -> Event:
         receiver = Receiver(domain.process)
         migration.receiver = receiver
         await populate(migration, receiver)
-    except (HypervisorError, OutcomeUnknown, NotFound) as error:
+    except (HypervisorError, OutcomeUnknown, NotFound, WrongState) as error:
         return migration.explain(Event.CREATE_FAILED, error.code, error.sentence, error.remedy)
     except OSError as error:
         return migration.explain(
