@@ -284,9 +284,9 @@ class Multipath:
         suspects = [d for d in grouped if d.name in report.disks and report.disks[d.name].failed]
         if not suspects and any(status.failed for status in report.disks.values()):
             return  # another disk's doing
-        bad = [d for d in suspects or grouped if await self._serves(domain, d) is None]
-        for disk in bad or suspects:
-            why = await self._switch(domain, watched, disk, needed=bool(bad))
+        bad = {d.name: why for d in suspects or grouped if (why := await self._ails(domain, d))}
+        for disk in [d for d in grouped if d.name in bad] or suspects:
+            why = await self._switch(domain, watched, disk, bad.get(disk.name, ""))
             if why:
                 self._say(
                     watched,
@@ -303,23 +303,21 @@ class Multipath:
         watched.said = ""
         log.warning("%s goes on", domain.name)
 
-    async def _serves(self, domain: Domain, disk: VirtualDisk) -> Found | None:
-        """What serves the vdisk now, if it can be used."""
+    async def _ails(self, domain: Domain, disk: VirtualDisk) -> str:
+        """Why what serves the vdisk now cannot be used; empty when it can."""
         serving = domain.serving.get(disk.name)
         volumes = self.domains.inventory.volumes
         for volume in volumes.candidates(disk):
             if volume.name == serving:
                 try:
-                    probe = await volumes.look(volume, read_only=disk.read_only, direct=True)
-                except (OSError, trio.TooSlowError):
-                    return None
-                return Found(volume=volume, probe=probe)
-        return None
+                    await volumes.look(volume, read_only=disk.read_only, direct=True)
+                except (OSError, trio.TooSlowError) as error:
+                    return f"{volume.name}: {words(error)}"
+                return ""
+        return "nothing serves it"
 
-    async def _switch(
-        self, domain: Domain, watched: Watched, disk: VirtualDisk, *, needed: bool
-    ) -> str:
-        """To the next path that can be used; gives why there is none. Not ``needed``: staying where it is will do."""
+    async def _switch(self, domain: Domain, watched: Watched, disk: VirtualDisk, ails: str) -> str:
+        """To the next path that can be used; gives why there is none. ``ails``: why not to stay; empty: that will do, too."""
         paths = watched.paths[disk.name]
         before = domain.serving.get(disk.name)
         volumes = self.domains.inventory.volumes
@@ -328,7 +326,7 @@ class Multipath:
         if before in names:  # those behind it first, so that each has its turn
             place = names.index(before) + 1
             candidates = candidates[place:] + candidates[: place - 1]
-        reasons = []
+        reasons = [ails]
         for volume in candidates:
             why = await self._try(domain, watched, disk, volume)
             if not why:
@@ -343,9 +341,7 @@ class Multipath:
                 return ""
             paths.reasons[volume.name] = why
             reasons.append(f"{volume.name}: {why}")
-        if not needed:
-            return ""
-        return "; ".join(reasons) or "there is no other volume in its group"
+        return "; ".join(reasons) if ails else ""
 
     async def _try(
         self, domain: Domain, watched: Watched, disk: VirtualDisk, volume: Volume

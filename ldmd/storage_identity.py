@@ -29,6 +29,7 @@ import os
 import re
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ BLOCK_BYTES: Final = 4096
 """Read at the beginning of a volume, whatever its sectors are."""
 
 _WWID: Final = re.compile(r"(naa|eui|uuid|nvme)\.[\x21-\x7e][\x20-\x7e]{7,254}")
+_BLKROGET: Final = 0x125E
 _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_INFO64: Final = struct.Struct("=QQQQQ")
 """device, inode, rdev, offset, size limit: the beginning of loop_info64 in linux/loop.h."""
@@ -95,6 +97,8 @@ def probe(path: Path, *, read_only: bool) -> Probe:
         block = stat.S_ISBLK(status.st_mode)
         if not block and not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is neither a file nor a block device")
+        if block and not read_only and _is_write_protected(descriptor):
+            raise OSError(errno.EROFS, "it is write-protected")
         size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         if size_bytes:
             os.pread(descriptor, 1, 0)
@@ -105,6 +109,12 @@ def probe(path: Path, *, read_only: bool) -> Probe:
             key=key_of(status),
             identity=identify(descriptor),
         )
+
+
+def _is_write_protected(descriptor: int) -> bool:
+    """Such a device can be opened to write, and refuses every write (blkdev(4): BLKROGET)."""
+    answer = fcntl.ioctl(descriptor, _BLKROGET, bytes(4))
+    return int.from_bytes(answer, sys.byteorder) != 0
 
 
 def _reads_directly(path: Path, size_bytes: int) -> bool:
