@@ -45,6 +45,8 @@ ADOPTED_AT_ONCE: Final = 32
 class Domain:
     definition: DomainDefinition
     state: DomainState
+    pending: DomainDefinition | None = None
+    """Of an active domain: the definition that it gets when its process has ended (``reconfiguration.py``)."""
     migration: str | None = None
     settling: bool = False
     """The migration that holds it has decided for this host: what is left is to hear that the source knows."""
@@ -90,11 +92,13 @@ class Domains:
         ):  # together: domains that do not answer cost one wait
             for entry in await self.journal.load_domains():
                 domain = Domain(
-                    definition=entry.definition, state=entry.state, migration=entry.migration
+                    definition=entry.definition,
+                    state=entry.state,
+                    pending=entry.pending,
+                    migration=entry.migration,
                 )
                 self._by_uuid[entry.definition.uuid] = domain
-                if entry.state is not DomainState.INACTIVE:
-                    self.inventory.hold(entry.definition.uuid, entry.definition)
+                self.hold(domain)
                 if entry.state is DomainState.ACTIVE:
                     nursery.start_soon(self._adopt_at_start, domain, limiter)
         self._look_for_orphans()
@@ -142,6 +146,17 @@ class Domains:
                 raise OutcomeUnknown(f"the hypervisor of {domain.name} is not enabled")
             domain.process = await hypervisor.adopt(domain.definition, directory)
         return domain.process
+
+    def hold(self, domain: Domain, *others: DomainDefinition) -> None:
+        """What its state and its definitions need, and no more; ``others`` as in ``Inventory.hold``."""
+        uuid = domain.definition.uuid
+        if domain.pending is not None:
+            others = (domain.pending, *others)
+        resources = domain.state is not DomainState.INACTIVE
+        if resources or others:
+            self.inventory.hold(uuid, domain.definition, *others, resources=resources)
+        else:
+            self.inventory.release(uuid)
 
     def directory_of(self, uuid: str) -> Path:
         return self.run_directory / uuid
@@ -216,19 +231,8 @@ class Domains:
 
     async def bind(self, domain: Domain) -> None:
         require_state(domain, DomainState.INACTIVE, "bind")
-        self.inventory.resolve(domain.definition)
-        capabilities = await self.inventory.capabilities(domain.definition.hypervisor)
-        for name, known, what in (
-            (domain.definition.machine, capabilities.machines, "machine type"),
-            (domain.definition.firmware, capabilities.firmwares, "firmware"),
-        ):
-            if name not in known:
-                raise WrongState(
-                    f"the hypervisor {capabilities.kind} here has no {what} {name}",
-                    remedy=f"it has {', '.join(sorted(known)[:12])}",
-                )
-        self._require_volumes_free(domain)
-        self.inventory.require_room(domain.definition)
+        await self.require_machine(domain.definition)
+        self.require_held(domain.definition)
         self.inventory.hold(domain.definition.uuid, domain.definition)
         try:
             await self._set_state(domain, DomainState.BOUND)
@@ -236,17 +240,31 @@ class Domains:
             self.inventory.release(domain.definition.uuid)
             raise
 
-    def _require_volumes_free(self, domain: Domain) -> None:
-        mine = {(d.service, d.volume) for d in domain.definition.vdisks if not d.read_only}
-        for other in self._by_uuid.values():
-            if other is domain or other.state is DomainState.INACTIVE:
-                continue
-            for disk in other.definition.vdisks:
-                if not disk.read_only and (disk.service, disk.volume) in mine:
-                    raise Busy(
-                        f"the volume {disk.volume}@{disk.service} is in use by {other.name}",
-                        remedy=f"unbind {other.name} first",
-                    )
+    async def require_machine(self, definition: DomainDefinition) -> None:
+        """Raises WrongState, HypervisorError where the hypervisor here has not what the definition names."""
+        capabilities = await self.inventory.capabilities(definition.hypervisor)
+        for name, known, what in (
+            (definition.machine, capabilities.machines, "machine type"),
+            (definition.firmware, capabilities.firmwares, "firmware"),
+        ):
+            if name not in known:
+                raise WrongState(
+                    f"the hypervisor {capabilities.kind} here has no {what} {name}",
+                    remedy=f"it has {', '.join(sorted(known)[:12])}",
+                )
+
+    def require_held(self, definition: DomainDefinition) -> None:
+        """That it can be held, now: no checkpoint until it is. Raises NotFound, Busy."""
+        self.inventory.resolve(definition)
+        taken = self.inventory.volumes_written(besides=definition.uuid)
+        for disk in definition.vdisks:
+            writer = taken.get((disk.service, disk.volume))
+            if writer is not None and not disk.read_only:
+                raise Busy(
+                    f"the volume {disk.volume}@{disk.service} is in use by {writer}",
+                    remedy=f"unbind {writer} first",
+                )
+        self.inventory.require_room(definition)
 
     async def unbind(self, domain: Domain) -> None:
         require_state(domain, DomainState.BOUND, "unbind")
@@ -320,8 +338,7 @@ class Domains:
         """A receiving domain, after its PREPARED record."""
         domain = Domain(definition=entry.definition, state=entry.state, migration=entry.migration)
         self._by_uuid[entry.definition.uuid] = domain
-        if entry.state is not DomainState.INACTIVE:
-            self.inventory.hold(entry.definition.uuid, entry.definition)
+        self.hold(domain)
         return domain
 
     async def destroy(self, domain: Domain) -> None:
@@ -375,7 +392,13 @@ class Domains:
         shutil.rmtree(self.directory_of(domain.definition.uuid), ignore_errors=True)
 
     async def _now_bound(self, domain: Domain) -> None:
-        await self._set_state(domain, DomainState.BOUND)
+        """Its process has ended. What was pending is so from the instant that this is recorded."""
+        definition = domain.pending or domain.definition
+        await self.journal.end_process(definition.uuid, definition)
+        if domain.pending is not None:
+            log.info("the delayed reconfiguration of %s is made", domain.name)
+        domain.definition, domain.pending, domain.state = definition, None, DomainState.BOUND
+        self.hold(domain)
         if domain.process is not None:
             await domain.process.aclose()
             domain.process = None
