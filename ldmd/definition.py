@@ -46,7 +46,10 @@ PAGE_BYTES = 4096
 VCPUS_MAX = 1024
 DEVICES_MAX = 64
 VARIABLES_MAX = 32
+UNKNOWN_KEYS_NAMED = 10
+"""Of each table: a peer may send as many as fit into a message."""
 
+FORMER_KEYS = {"cpu": "cpu-arch"}
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 FORMAT_VERSION = 1
@@ -299,10 +302,12 @@ def _sentences(error: BaseException, also_known: Iterable[str] = ()) -> list[str
 
     def format_exception(fault: BaseException, kind: type | None) -> str:
         if isinstance(fault, cattrs.ForbiddenExtraKeysError):
-            known = [_key(a) for a in attrs.fields(fault.cl)]
-            return "; ".join(
-                unknown_key(key, [*known, *also_known]) for key in sorted(fault.extra_fields)
-            )
+            known = [*map(_key, attrs.fields(fault.cl)), *also_known]
+            keys = sorted(fault.extra_fields, key=str)
+            named = [unknown_key(key, known) for key in keys[:UNKNOWN_KEYS_NAMED]]
+            if more := len(keys) - len(named):
+                named.append(f"{more} more unknown keys")
+            return "; ".join(named)
         if isinstance(fault, ValueError) and not isinstance(fault, cattrs.BaseValidationError):
             return str(fault)
         if isinstance(fault, KeyError):
@@ -319,7 +324,8 @@ def _sentences(error: BaseException, also_known: Iterable[str] = ()) -> list[str
 
 def unknown_key(key: object, known: Iterable[str]) -> str:
     """What is said of it, with the one that may have been meant."""
-    near = difflib.get_close_matches(str(key).replace("_", "-"), list(known), n=1)
+    wanted = FORMER_KEYS.get(str(key), str(key)).replace("_", "-")
+    near = difflib.get_close_matches(wanted, list(known), n=1)
     return f"unknown key {key}" + (f" (is it {near[0]}?)" if near else "")
 
 

@@ -21,7 +21,7 @@ from ldmd.journal.records import (
     MigrationHistory,
     Side,
 )
-from ldmd.journal.upgrade import COLUMNS_ADDED, OLDEST_VERSION, UPGRADES
+from ldmd.journal.upgrade import COLUMNS_ADDED, OLDEST_VERSION, TOUCHED, UPGRADES
 from protocol.actions import RecordKind
 from protocol.phases import RunState
 
@@ -61,9 +61,8 @@ def read_version(c: sqlite3.Connection) -> int:
 
 def upgrade_from(c: sqlite3.Connection, version: int) -> None:
     for older in range(version, SCHEMA_VERSION):
-        for statement in UPGRADES[older]:
-            c.execute(statement)
-    for table in {table for table, _ in COLUMNS_ADDED}:
+        UPGRADES[older](c)
+    for table in TOUCHED:
         c.execute(f"UPDATE {table} SET seal = seal('{table}', {', '.join(SEALED[table])})")
     update(c, "meta", ("value", str(SCHEMA_VERSION)), ("key", "schema"))
 
