@@ -58,11 +58,8 @@ def print_changes(answer: Mapping[str, Any]) -> None:
         when = " (delayed)" if change["what"] in waiting else ""
         click.echo(f"{name}: {change['what']} {show_change(Change(**change))}{when}")
     if any(change["what"] in waiting for change in answer["changes"]):
-        output.print_wrapped(
-            f"delayed reconfiguration: it is made when {name} has been stopped;"
-            f" `ldm cancel-reconf {name}` takes it back",
-            indent=2,
-        )
+        click.echo(f"  delayed: made when {name} has been stopped")
+        click.echo(f"  `ldm cancel-reconf {name}` takes it back until then")
 
 
 # ---- the domain itself -----------------------------------------------------------------------
