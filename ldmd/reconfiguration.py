@@ -31,8 +31,8 @@ class When(enum.StrEnum):
 
     AT_ONCE = "in any state, at once"
     DELAYED = "at once, or when the process of an active domain has ended"
-    NOT_ACTIVE = "of a domain that is inactive or bound"
-    INACTIVE = "of a domain that is inactive"
+    NOT_ACTIVE = "while it is inactive or bound"
+    INACTIVE = "while it is inactive"
     NEVER = "never"
 
 
@@ -122,7 +122,10 @@ async def reconfigure(domains: Domains, domain: Domain, edit: Edit) -> Outcome:
 async def cancel(domains: Domains, domain: Domain) -> tuple[Change, ...]:
     """Forget what is pending; gives what that was. Raises WrongState when nothing is, JournalError."""
     if domain.pending is None:
-        raise WrongState(f"{domain.name} has no delayed reconfiguration pending")
+        raise WrongState(
+            f"{domain.name} has no delayed reconfiguration pending",
+            remedy="`ldm list-domain` shows which domains have one",
+        )
     changes = describe_changes(domain.definition, domain.pending)
     await _record(domains, domain, domain.definition, None)
     return tuple(changes)
@@ -148,7 +151,7 @@ def _require_allowed(domain: Domain, changed: frozenset[str]) -> None:
         if WHEN[name] is When.NEVER:
             raise DefinitionError(f"the {key} of a domain never changes")
         raise WrongState(
-            f"{domain.name} is {domain.state}; {key} can be changed {WHEN[name]}",
+            f"{domain.name} is {domain.state}; its {key} can be changed {WHEN[name]}",
             remedy=f"`ldm {_WAY_OUT[domain.state]}-domain {domain.name}` first",
         )
 

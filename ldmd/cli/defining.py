@@ -391,9 +391,9 @@ def list_constraints(
             if answer["pending"]:
                 name = definition["name"]
                 click.echo(
-                    f"# when {name} has been stopped; before: `ldm list-constraints {name}`"
+                    f"# as it is when {name} has been stopped"
                     if pending
-                    else f"# more when {name} has been stopped: `ldm list-constraints --pending {name}`"
+                    else f"# until {name} is stopped; then: `ldm list-constraints --pending {name}`"
                 )
             click.echo(to_toml(from_document(definition)), nl=False)
 

@@ -200,12 +200,12 @@ def test_several_definitions_and_what_is_pending(ldm: Run, host: SmallHost) -> N
     ldm("set-vcpu", "4", "ldg1")
     first, second = ldm("list-constraints").stdout.split("\n\n")
     assert first.startswith(
-        "# more when ldg1 has been stopped: `ldm list-constraints --pending ldg1`\nversion = 1\n"
+        "# until ldg1 is stopped; then: `ldm list-constraints --pending ldg1`\nversion = 1\n"
     )
     assert from_toml(first) == host.definitions["ldg1"]
     assert from_toml(second) == host.definitions["ldg2"]
     shall_be = ldm("list-constraints", "--pending", "ldg1").stdout
-    assert shall_be.startswith("# when ldg1 has been stopped")
+    assert shall_be.startswith("# as it is when ldg1 has been stopped\n")
     assert from_toml(shall_be) == host.pending["ldg1"]
     for words in (["-o", "json"], ["--json"]):
         found = json.loads(ldm("list-constraints", *words).stdout)["domains"]
