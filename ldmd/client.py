@@ -121,8 +121,12 @@ class ControlClient:
 
     async def show_definition(self, domain: str) -> Document:
         """The definition's document (``ldmd.definition.from_document`` reads it)."""
-        document: Document = (await self.call("show-definition", {"domain": domain}))["definition"]
+        document: Document = (await self.show_definitions(domain))["definition"]
         return document
+
+    async def show_definitions(self, domain: str) -> Document:
+        """``{"definition", "pending"}``: ``pending`` is None where no reconfiguration waits."""
+        return await self.call("show-definition", {"domain": domain})
 
     async def add_domain(self, definition: Mapping[str, object]) -> Document:
         """``{"name", "uuid"}``."""

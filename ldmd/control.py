@@ -99,6 +99,15 @@ class Arguments:
     def boolean(self, name: str, *, default: bool = False) -> bool:
         return self._take(name, bool, "true or false") if name in self.values else default
 
+    def positive(self, name: str) -> int:
+        """A whole number above zero."""
+        value = self._take(name, int, "a whole number")
+        if isinstance(value, bool) or value <= 0:
+            raise BadRequest(
+                f"the argument {name!r} is {value!r} and must be a whole number above 0"
+            )
+        return value
+
     def document(self, name: str) -> Mapping[str, object]:
         return self._take(name, dict, "an object")
 

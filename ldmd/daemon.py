@@ -23,6 +23,7 @@ from ldmd import __version__
 from ldmd.config import PATH_DEFAULT, Config, load
 from ldmd.control import Verb, serve_control
 from ldmd.control_socket import find_group, open_control_socket
+from ldmd.definition_verbs import DefinitionVerbs
 from ldmd.domains import Domains
 from ldmd.errors import ConfigurationError, JournalError, LdmdError
 from ldmd.fault_verbs import FaultVerbs
@@ -127,6 +128,7 @@ async def _serve(config: Config, journal: Journal) -> None:
             reception = Reception(host, registry)
             verbs = {
                 **Operations(host, registry, port).verbs(),
+                **DefinitionVerbs(host).verbs(),
                 **History(host, registry).verbs(),
                 **FaultVerbs(host.faults).verbs(),
             }

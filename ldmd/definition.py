@@ -1,20 +1,23 @@
 """A domain's definition: what it is made of, in names from lists, never a path or an argument.
 
-The same values travel as TOML (``ldm add-domain -i``), as JSON on the control socket, as a msgpack map in CHECK and as
-JSON in the journal; ``to_document`` and ``from_document`` are the one way in and out. A definition may come from a peer:
-every string is checked against a pattern, every number against a bound, and an unknown key is an error.
+The same values travel as TOML (``ldm add-domain -i``, ``ldm list-constraints``), as JSON on the control socket, as a
+msgpack map in CHECK and as JSON in the journal; ``to_document`` and ``from_document`` are the one way in and out. A
+definition may come from a peer: every string is checked against a pattern, every number against a bound, and an unknown
+key is an error. All faults are named at once.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 import uuid as uuidlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 import cattrs
+import tomli_w
 from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
@@ -43,6 +46,11 @@ PAGE_BYTES = 4096
 VCPUS_MAX = 1024
 DEVICES_MAX = 64
 VARIABLES_MAX = 32
+UNKNOWN_KEYS_NAMED = 10
+"""Of each table: a peer may send as many as fit into a message."""
+
+FORMER_KEYS = {"cpu": "cpu-arch"}
+NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 FORMAT_VERSION = 1
 """Of the document; one with another version is refused, never guessed at."""
@@ -111,6 +119,21 @@ def valid_name(value: str) -> bool:
     return bool(NAME.fullmatch(value))
 
 
+def _no_two(**kinds: Any) -> Any:
+    """``kinds``: what is said of it (``_`` for a blank) -> an item's value that no other item may have."""
+
+    def check(_instance: object, _attribute: attrs.Attribute[Any], items: tuple[Any, ...]) -> None:
+        faults = []
+        for kind, value_of in kinds.items():
+            values = [value_of(item) for item in items]
+            twice = sorted({value for value in values if values.count(value) > 1})
+            faults += [f"{kind.replace('_', ' ')} {value} is there twice" for value in twice]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    return check
+
+
 @frozen(kw_only=True)
 class VirtualDisk:
     """``volume@service``: a volume that a virtual disk service of the host offers.
@@ -156,12 +179,22 @@ class DomainDefinition:
     huge_pages: str = field(default="none", validator=_one_of(*HUGE_PAGES))
     cpu_arch: str = field(default="generic", validator=_name)
     mig_allowed: bool = field(default=True, validator=attrs.validators.instance_of(bool))
-    optional_devices: tuple[str, ...] = field(default=())
+    optional_devices: tuple[str, ...] = field(
+        default=(), validator=_no_two(optional_device=lambda device: device)
+    )
     vdisks: tuple[VirtualDisk, ...] = field(
-        default=(), validator=attrs.validators.max_len(DEVICES_MAX)
+        default=(),
+        validator=[
+            attrs.validators.max_len(DEVICES_MAX),
+            _no_two(vdisk=lambda d: d.name, volume=lambda d: f"{d.volume}@{d.service}"),
+        ],
     )
     vnets: tuple[VirtualNetwork, ...] = field(
-        default=(), validator=attrs.validators.max_len(DEVICES_MAX)
+        default=(),
+        validator=[
+            attrs.validators.max_len(DEVICES_MAX),
+            _no_two(vnet=lambda n: n.name, MAC_address=lambda n: n.mac),
+        ],
     )
     variables: tuple[tuple[str, str], ...] = field(
         default=(), validator=attrs.validators.max_len(VARIABLES_MAX)
@@ -207,18 +240,6 @@ class DomainDefinition:
                 raise ValueError(
                     f"variables: the value of {name} must be up to 512 printable ASCII characters"
                 )
-
-    def __attrs_post_init__(self) -> None:
-        for kind, names in (
-            ("vdisk", [d.name for d in self.vdisks]),
-            ("vnet", [n.name for n in self.vnets]),
-            ("MAC address", [n.mac for n in self.vnets]),
-            ("volume", [f"{d.volume}@{d.service}" for d in self.vdisks]),
-            ("optional device", list(self.optional_devices)),
-        ):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            if twice:
-                raise ValueError(f"{kind} {twice[0]} is there twice")
 
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
@@ -276,13 +297,22 @@ for _cls in (VirtualDisk, VirtualNetwork, DomainDefinition):
     )
 
 
-def _sentences(error: BaseException) -> list[str]:
+def _sentences(error: BaseException, also_known: Iterable[str] = ()) -> list[str]:
     """One for each fault; attrs' own words where a value broke a rule."""
 
     def format_exception(fault: BaseException, kind: type | None) -> str:
+        if isinstance(fault, cattrs.ForbiddenExtraKeysError):
+            known = [*map(_key, attrs.fields(fault.cl)), *also_known]
+            keys = sorted(fault.extra_fields, key=str)
+            named = [unknown_key(key, known) for key in keys[:UNKNOWN_KEYS_NAMED]]
+            if more := len(keys) - len(named):
+                named.append(f"{more} more unknown keys")
+            return "; ".join(named)
         if isinstance(fault, ValueError) and not isinstance(fault, cattrs.BaseValidationError):
             return str(fault)
-        return str(cattrs.v.format_exception(fault, kind)).replace("extra fields", "unknown key")
+        if isinstance(fault, KeyError):
+            return "a required key is missing"
+        return str(cattrs.v.format_exception(fault, kind))
 
     return [
         _place(sentence)
@@ -292,58 +322,116 @@ def _sentences(error: BaseException) -> list[str]:
     ]
 
 
+def unknown_key(key: object, known: Iterable[str]) -> str:
+    """What is said of it, with the one that may have been meant."""
+    wanted = FORMER_KEYS.get(str(key), str(key)).replace("_", "-")
+    near = difflib.get_close_matches(wanted, list(known), n=1)
+    return f"unknown key {key}" + (f" (is it {near[0]}?)" if near else "")
+
+
 def _place(sentence: str) -> str:
     """cattrs' ``WHAT @ definition.PATH`` -> ``WHAT in PATH``, with keys as they are written."""
     what, _, path = sentence.partition(" @ definition")
     path = path.removeprefix(".").replace("_", "-")
     parent, _, key = path.rpartition(".")
+    if what == "a required key is missing":
+        return f"the key {key} is missing" + (f" in {parent}" if parent else "")
     if what.startswith(f"{key}: "):
         path = parent
     return f"{what} in {path}" if path else what
 
 
+def _require_readable(document: Mapping[str, object]) -> None:
+    """Raises DefinitionError for a newer version: what else is wrong with it, this manager cannot know."""
+    version = document.get("version", FORMAT_VERSION)
+    if type(version) is int and version > FORMAT_VERSION:
+        raise DefinitionError(
+            f"the definition has version {version} and was made for a newer manager: this one reads version"
+            f" {FORMAT_VERSION}",
+            remedy="use a newer manager here, or write the definition again",
+        )
+
+
+def _faulty(faults: Iterable[str]) -> DefinitionError:
+    return DefinitionError("the definition is not valid: " + "; ".join(faults))
+
+
 def from_document(document: Mapping[str, object]) -> DomainDefinition:
     """A map as ``to_document`` gives it -> the definition. Raises DefinitionError naming every fault."""
+    _require_readable(document)
     try:
         return _converter.structure(dict(document), DomainDefinition)
     except Exception as error:
-        raise DefinitionError(
-            "the definition is not valid: " + "; ".join(_sentences(error))
-        ) from error
+        raise _faulty(_sentences(error)) from error
+
+
+def _plain(value: Any, *, defaults: bool) -> Any:
+    if attrs.has(type(value)):
+        return {
+            _key(a): _plain(getattr(value, a.name), defaults=defaults)
+            for a in attrs.fields(type(value))
+            if defaults or getattr(value, a.name) != a.default
+        }
+    if isinstance(value, tuple):
+        return [_plain(v, defaults=defaults) for v in value]
+    return value
 
 
 def to_document(definition: DomainDefinition) -> dict[str, Any]:
     """The definition -> a map of plain values, stable across versions; keys as in TOML."""
-
-    def plain(value: Any) -> Any:
-        if attrs.has(type(value)):
-            return {
-                a.name.replace("_", "-"): plain(getattr(value, a.name))
-                for a in attrs.fields(type(value))
-            }
-        if isinstance(value, tuple):
-            return [plain(v) for v in value]
-        return value
-
-    document: dict[str, Any] = plain(definition)
+    document: dict[str, Any] = _plain(definition, defaults=True)
     document["variables"] = dict(definition.variables)
     return document
 
 
+# ---- TOML: memory = "512MiB" for memory-bytes ------------------------------------------------------------
+
+
+def to_toml(definition: DomainDefinition) -> str:
+    """What ``from_toml`` takes back as the same definition: the version, the uuid, and nothing that is a default."""
+    document = {"version": definition.version, **_plain(definition, defaults=False)}
+    named = {"memory-bytes": ("memory", format_size(definition.memory_bytes))}
+    document = dict(named.get(key, (key, value)) for key, value in document.items())
+    if definition.variables:
+        document["variables"] = dict(definition.variables)
+    return tomli_w.dumps(document)
+
+
 def from_toml(text: str) -> DomainDefinition:
-    """What an operator writes: ``memory = "512MiB"``, a uuid only if it must be that one. Raises DefinitionError."""
+    """What an operator writes: a uuid only if it must be that one. Raises DefinitionError."""
+    return from_document(read_toml(text, uuid=str(uuidlib.uuid4())))
+
+
+def read_toml(text: str, *, uuid: str | None = None) -> dict[str, Any]:
+    """A document of a valid definition, with ``uuid`` where the text has none; without either it has no uuid.
+
+    Raises DefinitionError naming every fault.
+    """
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DefinitionError(f"the definition is not TOML: {error}") from error
-    document.setdefault("uuid", str(uuidlib.uuid4()))
+    _require_readable(document)
+    given_uuid = "uuid" in document
+    document.setdefault("uuid", uuid or NO_UUID)
+    faults = []
+    written_as_bytes = "memory-bytes" in document
     if "memory" in document:
-        if "memory-bytes" in document:
-            raise DefinitionError(
-                "the definition is not valid: it has both memory and memory-bytes"
-            )
+        memory = document.pop("memory")
         try:
-            document["memory-bytes"] = parse_size(document.pop("memory"))
+            if written_as_bytes:
+                raise ValueError("memory-bytes says it, too")
+            document["memory-bytes"] = parse_size(memory)
         except ValueError as error:
-            raise DefinitionError(f"the definition is not valid: memory: {error}") from error
-    return from_document(document)
+            faults.append(f"memory: {error}")
+            document["memory-bytes"] = MEMORY_BYTES_MIN  # only to see what else is wrong
+    try:
+        _converter.structure(document, DomainDefinition)
+    except Exception as error:
+        found = _sentences(error, also_known=("memory",))
+        faults += [f if written_as_bytes else f.replace("memory-bytes", "memory") for f in found]
+    if faults:
+        raise _faulty(faults)
+    if not given_uuid and uuid is None:
+        del document["uuid"]
+    return document

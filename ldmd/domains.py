@@ -47,6 +47,8 @@ ADOPTED_AT_ONCE: Final = 32
 class Domain:
     definition: DomainDefinition
     state: DomainState
+    pending: DomainDefinition | None = None
+    """Of an active domain: the definition that it gets when its process has ended (``reconfiguration.py``)."""
     migration: str | None = None
     settling: bool = False
     """The migration that holds it has decided for this host: what is left is to hear that the source knows."""
@@ -111,11 +113,13 @@ class Domains:
         ):  # together: domains that do not answer cost one wait
             for entry in await self.journal.load_domains():
                 domain = Domain(
-                    definition=entry.definition, state=entry.state, migration=entry.migration
+                    definition=entry.definition,
+                    state=entry.state,
+                    pending=entry.pending,
+                    migration=entry.migration,
                 )
                 self._by_uuid[entry.definition.uuid] = domain
-                if entry.state is not DomainState.INACTIVE:
-                    self.inventory.hold(entry.definition.uuid, entry.definition)
+                self.hold(domain)
                 if entry.state is DomainState.ACTIVE:
                     nursery.start_soon(self._adopt_at_start, domain, limiter)
         self._look_for_orphans()
@@ -164,6 +168,17 @@ class Domains:
             domain.process = await hypervisor.adopt(domain.definition, directory)
             domain.held_suspended = (directory / HELD_NAME).exists()
         return domain.process
+
+    def hold(self, domain: Domain, *others: DomainDefinition) -> None:
+        """What its state and its definitions need, and no more; ``others`` as in ``Inventory.hold``."""
+        uuid = domain.definition.uuid
+        if domain.pending is not None:
+            others = (domain.pending, *others)
+        resources = domain.state is not DomainState.INACTIVE
+        if resources or others:
+            self.inventory.hold(uuid, domain.definition, *others, resources=resources)
+        else:
+            self.inventory.release(uuid)
 
     def directory_of(self, uuid: str) -> Path:
         return self.run_directory / uuid
@@ -238,19 +253,9 @@ class Domains:
 
     async def bind(self, domain: Domain) -> None:
         require_state(domain, DomainState.INACTIVE, "bind")
+        await self.require_machine(domain.definition)
         await self.inventory.resolve(domain.definition)
-        capabilities = await self.inventory.capabilities(domain.definition.hypervisor)
-        for name, known, what in (
-            (domain.definition.machine, capabilities.machines, "machine type"),
-            (domain.definition.firmware, capabilities.firmwares, "firmware"),
-        ):
-            if name not in known:
-                raise WrongState(
-                    f"the hypervisor {capabilities.kind} here has no {what} {name}",
-                    remedy=f"it has {', '.join(sorted(known)[:12])}",
-                )
-        self._require_volumes_free(domain)
-        self.inventory.require_room(domain.definition)
+        self.require_held(domain.definition)
         self.inventory.hold(domain.definition.uuid, domain.definition)
         try:
             await self._set_state(domain, DomainState.BOUND)
@@ -258,20 +263,30 @@ class Domains:
             self.inventory.release(domain.definition.uuid)
             raise
 
-    def _require_volumes_free(self, domain: Domain) -> None:
-        others = [
-            other.definition
-            for other in self._by_uuid.values()
-            if other is not domain and other.state is not DomainState.INACTIVE
-        ]
-        users = self.inventory.volumes.in_use(others)
-        for disk in domain.definition.vdisks:
-            user = users.get((disk.service, disk.volume))
-            if user is not None and not disk.read_only:
-                raise Busy(
-                    f"the volume {disk.volume}@{disk.service} is in use by {user}",
-                    remedy=f"unbind {user} first",
+    async def require_machine(self, definition: DomainDefinition) -> None:
+        """Raises WrongState, HypervisorError where the hypervisor here has not what the definition names."""
+        capabilities = await self.inventory.capabilities(definition.hypervisor)
+        for name, known, what in (
+            (definition.machine, capabilities.machines, "machine type"),
+            (definition.firmware, capabilities.firmwares, "firmware"),
+        ):
+            if name not in known:
+                raise WrongState(
+                    f"the hypervisor {capabilities.kind} here has no {what} {name}",
+                    remedy=f"it has {', '.join(sorted(known)[:12])}",
                 )
+
+    def require_held(self, definition: DomainDefinition) -> None:
+        """That it can be held, now: no checkpoint until it is. Raises Busy."""
+        taken = self.inventory.volumes_written(besides=definition.uuid)
+        for disk in definition.vdisks:
+            writer = taken.get((disk.service, disk.volume))
+            if writer is not None and not disk.read_only:
+                raise Busy(
+                    f"the volume {disk.volume}@{disk.service} is in use by {writer}",
+                    remedy=f"unbind {writer} first",
+                )
+        self.inventory.require_room(definition)
 
     async def unbind(self, domain: Domain) -> None:
         require_state(domain, DomainState.BOUND, "unbind")
@@ -357,8 +372,7 @@ class Domains:
         """A receiving domain, after its PREPARED record."""
         domain = Domain(definition=entry.definition, state=entry.state, migration=entry.migration)
         self._by_uuid[entry.definition.uuid] = domain
-        if entry.state is not DomainState.INACTIVE:
-            self.inventory.hold(entry.definition.uuid, entry.definition)
+        self.hold(domain)
         return domain
 
     async def destroy(self, domain: Domain) -> None:
@@ -412,8 +426,14 @@ class Domains:
         shutil.rmtree(self.directory_of(domain.definition.uuid), ignore_errors=True)
 
     async def _now_bound(self, domain: Domain) -> None:
-        await self._set_state(domain, DomainState.BOUND)
+        """Its process has ended. What was pending is so from the instant that this is recorded."""
+        definition = domain.pending or domain.definition
+        await self.journal.end_process(definition.uuid, definition)
+        if domain.pending is not None:
+            log.info("the delayed reconfiguration of %s is made", domain.name)
+        domain.definition, domain.pending, domain.state = definition, None, DomainState.BOUND
         domain.serving, domain.path_notes = {}, {}
+        self.hold(domain)
         if domain.process is not None:
             await domain.process.aclose()
             domain.process = None

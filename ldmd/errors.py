@@ -14,6 +14,7 @@
      ├── LinkError            no link, or it was lost; TLS and peer identity too
      ├── DaemonUnreachable    no manager answers on the control socket
      ├── JournalError         the journal cannot be read or written
+     │    └── ReconfigurationPending  a record that would lose what an operator asked for
      ├── HypervisorError      the hypervisor definitely did not do it
      └── OutcomeUnknown       the hypervisor stopped answering: it may or may not have done it
 
@@ -102,6 +103,13 @@ class LinkError(LdmdError):
 class JournalError(LdmdError):
     code = "journal"
     exit_status = 74  # EX_IOERR
+
+
+class ReconfigurationPending(JournalError):
+    """The domain has another definition pending, so no migration may hold it."""
+
+    code = "reconfiguration-pending"
+    exit_status = 5
 
 
 class HypervisorError(LdmdError):

@@ -1,7 +1,8 @@
 """What this host offers, and to whom it has promised it.
 
 Room is *held* under a key: a bound or active domain's uuid, or the id of an incoming migration from phase 1 until its
-domain exists. What two sources ask for at once is therefore promised once.
+domain exists. What two sources ask for at once is therefore promised once. A domain that gets another definition holds
+what each of the two needs, until it is recorded that it has one of them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,24 @@ class DefinedDomain(Protocol):
 
 @frozen(kw_only=True)
 class Hold:
-    """``incoming``: of a migration that has no domain here yet."""
+    """``incoming``: of a migration that has no domain here yet. ``others``: further definitions that it may have."""
 
     definition: DomainDefinition
+    others: tuple[DomainDefinition, ...] = ()
     resources: bool
     incoming: bool
+
+    @property
+    def definitions(self) -> tuple[DomainDefinition, ...]:
+        return (self.definition, *self.others)
+
+    @property
+    def memory_bytes(self) -> int:
+        return max(d.memory_bytes for d in self.definitions) if self.resources else 0
+
+    @property
+    def vcpus(self) -> int:
+        return max(d.vcpus for d in self.definitions) if self.resources else 0
 
 
 @frozen(kw_only=True)
@@ -87,12 +101,17 @@ class Inventory:
         self,
         key: str,
         definition: DomainDefinition,
-        *,
+        *others: DomainDefinition,
         resources: bool = True,
         incoming: bool = False,
     ) -> None:
-        """Idempotent. The caller has looked whether there is room, in the same scheduler step."""
-        self._holds[key] = Hold(definition=definition, resources=resources, incoming=incoming)
+        """Idempotent. The caller has looked whether there is room, in the same scheduler step.
+
+        ``others``: definitions that the domain may have instead; what is held is enough for each.
+        """
+        self._holds[key] = Hold(
+            definition=definition, others=others, resources=resources, incoming=incoming
+        )
 
     def release(self, key: str) -> None:
         """Idempotent."""
@@ -100,26 +119,38 @@ class Inventory:
 
     @property
     def memory_free_bytes(self) -> int:
-        held = sum(h.definition.memory_bytes for h in self._holds.values() if h.resources)
-        return self.config.resources.memory_bytes - held
+        return self.config.resources.memory_bytes - sum(
+            h.memory_bytes for h in self._holds.values()
+        )
 
     @property
     def vcpus_free(self) -> int:
-        return self.config.resources.vcpus - sum(
-            h.definition.vcpus for h in self._holds.values() if h.resources
-        )
+        return self.config.resources.vcpus - sum(h.vcpus for h in self._holds.values())
 
     def require_room(self, definition: DomainDefinition) -> None:
-        """Raises Busy naming what there is too little of."""
+        """Raises Busy naming what there is too little of. What the domain holds already counts as free for it."""
+        mine = self._holds.get(definition.uuid)
+        memory_bytes, vcpus = (mine.memory_bytes, mine.vcpus) if mine else (0, 0)
         for what, wanted, free, show in (
-            ("memory", definition.memory_bytes, self.memory_free_bytes, format_size),
-            ("virtual CPUs", definition.vcpus, self.vcpus_free, str),
+            ("memory", definition.memory_bytes, self.memory_free_bytes + memory_bytes, format_size),
+            ("virtual CPUs", definition.vcpus, self.vcpus_free + vcpus, str),
         ):
             if wanted > free:
                 raise Busy(
                     f"{definition.name} needs {show(wanted)} of {what}, {show(max(0, free))} is free",
                     remedy="unbind another domain, or raise [resources] in the configuration",
                 )
+
+    def volumes_written(self, *, besides: str = "") -> dict[tuple[str, str], str]:
+        """(service, volume) that a domain which holds room writes -> its name; ``besides``: not that uuid's."""
+        return self.volumes.in_use(
+            [
+                definition
+                for key, hold in self._holds.items()
+                if hold.resources and key != besides
+                for definition in hold.definitions
+            ]
+        )
 
     # ---- devices ---------------------------------------------------------------------------------------
 
@@ -181,8 +212,8 @@ class Inventory:
         # from here on no checkpoint: what is seen is of one instant, and can be held at once
         defined = list(domains)
         promised = [h.definition for h in self._holds.values() if h.incoming]
-        holding = [h.definition for h in self._holds.values() if h.resources]
-        everything = [d.definition for d in defined] + promised
+        held = [definition for h in self._holds.values() for definition in h.definitions]
+        everything = [d.definition for d in defined] + held
         return View(
             host=self.config.host.name,
             capabilities=capabilities,
@@ -195,7 +226,7 @@ class Inventory:
             memory_free_bytes=self.memory_free_bytes,
             vcpus_free=self.vcpus_free,
             vdisks=vdisks or {},
-            volumes_in_use=self.volumes.in_use(holding),
+            volumes_in_use=self.volumes_written(),
             switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
             incoming_free=self.config.resources.incoming_max - len(promised),
@@ -211,12 +242,15 @@ class Inventory:
                 pass  # not certain that it has ended: it counts
             yield uuid
 
-    async def facts(self, definition: DomainDefinition, run_state: RunState) -> dict[str, object]:
+    async def facts(
+        self, definition: DomainDefinition, run_state: RunState, *, pending: bool = False
+    ) -> dict[str, object]:
         """What CHECK tells the target about this host and this domain, but for its volumes; see docs/protocol.md.
 
+        ``pending``: the domain has a delayed reconfiguration.
         Raises HypervisorError for an active domain whose hypervisor is not there (it cannot be, then).
         """
-        facts: dict[str, object] = {}
+        facts: dict[str, object] = {"reconfiguration-pending": pending}
         if run_state.mode is Mode.WARM:
             capabilities = await self.capabilities(definition.hypervisor)
             facts["hypervisor-version"] = list(capabilities.version)

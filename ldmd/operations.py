@@ -153,6 +153,7 @@ class Operations:
             "memory_bytes": definition.memory_bytes,
             "console": str(process.console_path) if process else None,
             "pid": process.pid if process else None,
+            "reconfiguration_pending": domain.pending is not None,
             "operation": self._describe_operation(domain),
             "vdisks": {
                 disk.name: domain.path_notes.get(disk.name) or domain.serving.get(disk.name)
@@ -184,7 +185,11 @@ class Operations:
         self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
     ) -> dict[str, Any]:
         name = Arguments.of(arguments, "domain").text("domain")
-        return {"definition": to_document(self.host.domains.get(name).definition)}
+        domain = self.host.domains.get(name)
+        return {
+            "definition": to_document(domain.definition),
+            "pending": to_document(domain.pending) if domain.pending else None,
+        }
 
     async def add_domain(
         self, caller: Caller, arguments: Mapping[str, object], _progress: Progress
@@ -252,7 +257,9 @@ class Operations:
         try:
             await self.host.domains.readopt(domain)
             run_state = await domain.run_state()
-            facts = await self.host.inventory.facts(domain.definition, run_state)
+            facts = await self.host.inventory.facts(
+                domain.definition, run_state, pending=domain.pending is not None
+            )
             claims = await self.host.inventory.proofs.claim(
                 domain.definition,
                 run_state,

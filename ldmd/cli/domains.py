@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from typing import Final, TextIO
 
 import click
 
 from ldmd.cli import output
+from ldmd.cli.keywords import NEW_DOMAIN_KEYS, parse_keywords
 from ldmd.cli.session import Failure, Manager, pass_manager
 from ldmd.client import ControlClient
-from ldmd.definition import from_toml, to_document
+from ldmd.definition import DomainDefinition, from_document, from_toml, to_document
 from ldmd.errors import DefinitionError
 
 STATE_VERBS: Final[Mapping[str, tuple[str, str]]] = {
@@ -29,13 +31,14 @@ STATE_VERBS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 @click.command("add-domain", short_help="Make a domain from a definition.")
-@click.option(
-    "-i", "--input", "file", required=True, type=click.File(), help="The definition; - is stdin."
-)
+@click.option("-i", "--input", "file", type=click.File(), help="The definition; - is stdin.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("words", metavar="[KEY=VALUE... DOMAIN]", nargs=-1)
 @pass_manager
-def add_domain(manager: Manager, file: TextIO, as_json: bool) -> None:
-    """Make a domain, inactive, from a definition in TOML.
+def add_domain(
+    manager: Manager, file: TextIO | None, as_json: bool, words: tuple[str, ...]
+) -> None:
+    """Make a domain, inactive, from a definition in TOML, or with the keys of set-domain.
 
     \b
     name = "ldg1"
@@ -43,18 +46,34 @@ def add_domain(manager: Manager, file: TextIO, as_json: bool) -> None:
     machine = "pc"
     memory = "2GiB"
     vcpus = 2
+
+    \b
+    ldm add-domain hypervisor=qemu machine=pc memory=2G vcpus=2 ldg1
     """
-    try:
-        document = to_document(from_toml(file.read()))
-    except DefinitionError as error:
-        raise Failure(error) from error
-    except UnicodeDecodeError as error:
-        raise Failure(DefinitionError(f"the definition is not UTF-8: {error}")) from error
-    added = manager.ask(lambda client: client.add_domain(document))
+    if (file is None) == (not words):
+        raise click.UsageError("say -i FILE, or KEY=VALUE... DOMAIN")
+    definition = _make(lambda: from_toml(file.read()) if file else _from_words(words))
+    added = manager.ask(lambda client: client.add_domain(to_document(definition)))
     if as_json:
         output.print_json(added)
     else:
         click.echo(f"{added['name']} added, uuid {added['uuid']}")
+
+
+def _from_words(words: tuple[str, ...]) -> DomainDefinition:
+    *pairs, name = words
+    given = parse_keywords(pairs, NEW_DOMAIN_KEYS)
+    return from_document({"name": name, "uuid": str(uuid.uuid4())} | given)
+
+
+def _make(make: Callable[[], DomainDefinition]) -> DomainDefinition:
+    """Raises Failure."""
+    try:
+        return make()
+    except DefinitionError as error:
+        raise Failure(error) from error
+    except UnicodeDecodeError as error:
+        raise Failure(DefinitionError(f"the definition is not UTF-8: {error}")) from error
 
 
 def _state_command(verb: str, done: str, help_text: str) -> click.Command:

@@ -40,13 +40,13 @@ def list_domain(
     async def ask(client: ControlClient) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         listing = await client.list_domains(names)
         chosen = listing["domains"] if long else []
-        return listing, {d["name"]: await client.show_definition(d["name"]) for d in chosen}
+        return listing, {d["name"]: await client.show_definitions(d["name"]) for d in chosen}
 
     listing, definitions = manager.ask(ask)
     domains = listing["domains"]
     if as_json:
         for domain in domains if long else ():
-            domain["definition"] = definitions[domain["name"]]
+            domain |= definitions[domain["name"]]
         output.print_json(listing)
     elif parseable:
         output.print_parseable(domains, status=what == "status")

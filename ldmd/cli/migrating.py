@@ -11,6 +11,7 @@ import click
 import trio
 
 from ldmd.cli import output
+from ldmd.cli.defining import cancel_reconfiguration
 from ldmd.cli.progress import BarView, View, open_view
 from ldmd.cli.session import Failure, Manager, pass_manager, run
 from ldmd.client import connect
@@ -126,16 +127,19 @@ async def _cancel_or_say_why(view: View, cancel: Callable[[], Any]) -> None:
         view.note(f"the cancel was not taken: {error.sentence}")
 
 
-@click.command("cancel-operation", short_help="Cancel a domain's migration.")
+@click.command("cancel-operation", short_help="Cancel a domain's migration or reconfiguration.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.argument("kind", metavar="migration", type=click.Choice(["migration"]))
+@click.argument("kind", metavar="migration|reconf", type=click.Choice(["migration", "reconf"]))
 @click.argument("domain")
 @pass_manager
 def cancel_operation(manager: Manager, as_json: bool, kind: str, domain: str) -> None:
-    """Cancel a domain's migration, and say who has the domain in the end.
+    """Cancel a domain's migration, and say who has the domain in the end; or its reconfiguration.
 
-    Exits 1 when it was too late.
+    Exits 1 when it was too late. `cancel-operation reconf` is `cancel-reconf`.
     """
+    if kind == "reconf":
+        cancel_reconfiguration(manager, as_json, domain)
+        return
     answer = manager.ask(lambda client: client.cancel_migration(domain))
     if as_json:
         output.print_json(answer)

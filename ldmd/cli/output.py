@@ -17,6 +17,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
+from ldmd.cli.definitions import describe_definitions
 from ldmd.definition import format_size
 
 Document = Mapping[str, Any]
@@ -118,12 +119,18 @@ def print_domains(domains: Sequence[Document]) -> None:
             str(domain["vcpus"]),
             format_size(domain["memory_bytes"]),
             domain["hypervisor"],
-            _operation(domain["operation"]),
+            _doing(domain),
         )
         for domain in domains
     ]
     header = ("NAME", "STATE", "RUN", "VCPU", "MEMORY", "HYPERVISOR", "OPERATION")
     print_table(header, rows, right=("VCPU", "MEMORY"))
+
+
+def _doing(domain: Document) -> str:
+    if domain["operation"] is None and domain.get("reconfiguration_pending"):
+        return "delayed reconf"
+    return _operation(domain["operation"])
 
 
 def _operation(operation: Document | None) -> str:
@@ -165,29 +172,23 @@ def _rate(rate_bytes_per_second: float | None) -> str:
 
 
 def print_details(domains: Sequence[Document], definitions: Mapping[str, Document]) -> None:
+    """``definitions``: name -> ``definition`` and ``pending``."""
     for index, domain in enumerate(domains):
         if index:
             click.echo()
-        definition, operation = definitions[domain["name"]], domain["operation"]
+        found, operation = definitions[domain["name"]], domain["operation"]
         fields: dict[str, object] = {
             "state": domain["state"],
             "run state": domain["run_state"],
             "uuid": domain["uuid"],
-            "hypervisor": f"{domain['hypervisor']}, machine {domain['machine']}",
-            "firmware": definition["firmware"],
-            "vcpus": f"{domain['vcpus']}, cpu-arch {definition['cpu-arch']}",
-            "memory": format_size(domain["memory_bytes"]),
+            **describe_definitions(found["definition"], found["pending"]),
         }
-        for disk in definition["vdisks"]:
-            mode = " (read only)" if disk["read-only"] else ""
-            name = f"{disk['volume']}@{disk['service']}"
-            path = domain["vdisks"].get(disk["name"]) or name
-            served = f", served by {path}" if path != name else ""
-            fields[f"vdisk {disk['name']}"] = f"{name}{mode}{served}"
-        for net in definition["vnets"]:
-            fields[f"vnet {net['name']}"] = f"{net['switch']}, {net['mac']}"
-        for name, value in definition["variables"].items():
-            fields[f"variable {name}"] = value
+        for disk in found["definition"]["vdisks"]:
+            named = f"{disk['volume']}@{disk['service']}"
+            path = domain["vdisks"].get(disk["name"]) or named
+            if path != named:
+                field = f"vdisk {disk['name']}"
+                fields[field] = f"{fields[field]}, served by {path}"
         fields |= {"console": domain["console"], "pid": domain["pid"]}
         if operation is not None:
             fields["operation"] = f"{operation['kind']} {_operation(operation)}"
@@ -215,10 +216,10 @@ def print_parseable(domains: Sequence[Document], *, status: bool) -> None:
                     "migration": operation["migration"],
                 }
             )
-            _print_record("DOMAIN", {"name": domain["name"]})
-            _print_record("STATUS", values)
+            print_record("DOMAIN", {"name": domain["name"]})
+            print_record("STATUS", values)
         else:
-            _print_record(
+            print_record(
                 "DOMAIN",
                 {
                     "name": domain["name"],
@@ -232,11 +233,12 @@ def print_parseable(domains: Sequence[Document], *, status: bool) -> None:
                     "machine": domain["machine"],
                     "pid": domain["pid"],
                     "op": operation["kind"] if operation else None,
+                    "reconf-pending": "yes" if domain.get("reconfiguration_pending") else "no",
                 },
             )
 
 
-def _print_record(kind: str, values: Mapping[str, object]) -> None:
+def print_record(kind: str, values: Mapping[str, object]) -> None:
     click.echo("|".join([kind, *(f"{k}={_escape(v)}" for k, v in values.items())]))
 
 

@@ -26,9 +26,12 @@ class Side(enum.StrEnum):
 
 @frozen(kw_only=True)
 class DomainEntry:
+    """``pending``: the definition that an active domain gets when its process has ended, if it gets another."""
+
     definition: DomainDefinition
     state: DomainState
     migration: str | None
+    pending: DomainDefinition | None = None
 
 
 @frozen(kw_only=True)

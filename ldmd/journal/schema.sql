@@ -8,12 +8,14 @@ CREATE TABLE meta (
 ) STRICT;
 
 -- The domains of this host. "migration" names the unsettled migration that holds the domain, if one does.
+-- "pending" is the definition that an active domain gets when its process has ended, if it gets another.
 CREATE TABLE domain (
   uuid       TEXT PRIMARY KEY,
   name       TEXT NOT NULL UNIQUE,
   definition TEXT NOT NULL,
   state      TEXT NOT NULL CHECK (state IN ('inactive', 'bound', 'active')),
   migration  TEXT,
+  pending    TEXT CHECK (pending IS NULL OR state = 'active'),
   seal       BLOB NOT NULL
 ) STRICT;
 

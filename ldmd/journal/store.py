@@ -13,56 +13,38 @@ under another name: an empty file is a damaged journal, never a new one.
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
-import xxhash
 
-from ldmd.definition import DomainDefinition, from_document, to_document
-from ldmd.errors import DefinitionError, JournalError
+from ldmd.definition import DomainDefinition
+from ldmd.errors import JournalError
+from ldmd.journal import rows
 from ldmd.journal.records import (
     DomainEntry,
     DomainState,
     JournalRecord,
     MigrationEntry,
     MigrationHistory,
-    Side,
 )
 from ldmd.journal.reserve import Reserve
+from ldmd.journal.upgrade import OLDEST_VERSION
 from ldmd.journal.witness import Witness
 from protocol.actions import RecordKind
-from protocol.phases import RunState
 
-SCHEMA_VERSION: Final = 1
+log = logging.getLogger("ldmd.journal")
 
 BEGINNINGS: Final = frozenset({RecordKind.PREPARING, RecordKind.PREPARED})
 """Records that a migration may be given up for: they are refused without a reserve of room for the others."""
 T = TypeVar("T")
-
-SEALED: Final[Mapping[str, tuple[str, ...]]] = {
-    "meta": ("key", "value"),
-    "domain": ("uuid", "name", "definition", "state", "migration"),
-    "migration": (
-        "id",
-        "side",
-        "peer",
-        "peer_journal",
-        "uuid",
-        "name",
-        "run_state",
-        "definition",
-    ),
-    "record": ("migration", "sequence", "kind", "time_unix_ms", "sentence"),
-}
-"""Table -> the columns that its seal covers: all others."""
 
 
 class Journal:
@@ -84,7 +66,26 @@ class Journal:
         is not changed then.
         """
         connection, journal_id = await trio.to_thread.run_sync(_open, path)
-        return cls(path, connection, journal_id)
+        journal = cls(path, connection, journal_id)
+        try:
+            await journal._upgrade()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await journal.aclose()
+            raise
+        return journal
+
+    async def _upgrade(self) -> None:
+        """To this version, in place and in one transaction. Nothing is written where there is nothing to do."""
+        found = await self._read(rows.read_version)
+        if found != rows.SCHEMA_VERSION:
+            await self._write(lambda c: rows.upgrade_from(c, found))
+            log.warning(
+                "the journal %s was version %d, and is %d now",
+                self.path,
+                found,
+                rows.SCHEMA_VERSION,
+            )
 
     async def aclose(self) -> None:
         await trio.to_thread.run_sync(self._connection.close, limiter=self._one_at_a_time)
@@ -140,25 +141,45 @@ class Journal:
     # ---- domains ---------------------------------------------------------------------------------------
 
     async def load_domains(self) -> list[DomainEntry]:
-        rows = await self._read(
+        found = await self._read(
             lambda c: c.execute(
-                "SELECT definition, state, migration FROM domain ORDER BY name"
+                "SELECT definition, state, migration, pending FROM domain ORDER BY name"
             ).fetchall()
         )
         return [
-            DomainEntry(definition=_load(text), state=DomainState(state), migration=migration)
-            for text, state, migration in rows
+            DomainEntry(
+                definition=rows.load_definition(text),
+                state=DomainState(state),
+                migration=migration,
+                pending=None if pending is None else rows.load_definition(pending),
+            )
+            for text, state, migration, pending in found
         ]
 
     async def add_domain(self, entry: DomainEntry) -> None:
-        await self._write(lambda c: _insert_domain(c, entry))
+        await self._write(lambda c: rows.insert_domain(c, entry))
 
     async def remove_domain(self, uuid: str) -> None:
         """Idempotent."""
         await self._write(lambda c: c.execute("DELETE FROM domain WHERE uuid = ?", (uuid,)))
 
     async def set_state(self, uuid: str, state: DomainState) -> None:
-        await self._write(lambda c: _update(c, "domain", ("state", state), ("uuid", uuid)))
+        """Only an active domain may have another definition pending: its end is ``end_process``."""
+        await self._write(lambda c: rows.update(c, "domain", ("state", state), ("uuid", uuid)))
+
+    async def set_definition(
+        self, uuid: str, definition: DomainDefinition, pending: DomainDefinition | None
+    ) -> None:
+        await self._write(lambda c: rows.define(c, uuid, definition, pending))
+
+    async def end_process(self, uuid: str, definition: DomainDefinition) -> None:
+        """Bound, with the definition that was pending if one was; none is pending from then on."""
+
+        def work(c: sqlite3.Connection) -> None:
+            rows.define(c, uuid, definition, None)
+            rows.update(c, "domain", ("state", DomainState.BOUND), ("uuid", uuid))
+
+        await self._write(work)
 
     # ---- migrations ------------------------------------------------------------------------------------
 
@@ -174,6 +195,7 @@ class Journal:
 
         The first record of a migration also writes its entry and lets it hold the domain; with ``receiving`` the domain
         is added (target). SETTLED lets the domain go, or removes it where it is the other side's.
+        Raises ReconfigurationPending where the first one would hold a domain that has another definition pending.
         """
         record = JournalRecord(
             kind=kind, time_unix_ms=time.time_ns() // 1_000_000, sentence=sentence
@@ -181,7 +203,7 @@ class Journal:
 
         def work(c: sqlite3.Connection) -> None:
             if not c.execute("SELECT 1 FROM migration WHERE id = ?", (entry.id,)).fetchone():
-                _insert(
+                rows.insert(
                     c,
                     "migration",
                     entry.id,
@@ -191,20 +213,21 @@ class Journal:
                     entry.definition.uuid,
                     entry.definition.name,
                     entry.run_state,
-                    _dump(entry.definition),
+                    rows.dump_definition(entry.definition),
                 )
             if receiving is not None:
-                _insert_domain(c, receiving)
+                rows.insert_domain(c, receiving)
             (last,) = c.execute(
                 "SELECT COALESCE(MAX(sequence), 0) FROM record WHERE migration = ?", (entry.id,)
             ).fetchone()
-            _insert(c, "record", entry.id, last + 1, kind, record.time_unix_ms, sentence)
+            rows.insert(c, "record", entry.id, last + 1, kind, record.time_unix_ms, sentence)
             if kind is RecordKind.PREPARING:
-                _update(c, "domain", ("migration", entry.id), ("uuid", entry.definition.uuid))
-            elif kind is RecordKind.SETTLED and _is_the_others(c, entry):
+                rows.require_nothing_pending(c, entry.definition)
+                rows.update(c, "domain", ("migration", entry.id), ("uuid", entry.definition.uuid))
+            elif kind is RecordKind.SETTLED and rows.is_the_others(c, entry):
                 c.execute("DELETE FROM domain WHERE migration = ?", (entry.id,))
             elif kind is RecordKind.SETTLED:
-                _update(c, "domain", ("migration", None), ("migration", entry.id))
+                rows.update(c, "domain", ("migration", None), ("migration", entry.id))
 
         if kind in BEGINNINGS:
             await trio.to_thread.run_sync(self._fill_reserve, limiter=self._one_at_a_time)
@@ -214,14 +237,14 @@ class Journal:
     async def load_migrations(self, *, uuid: str | None = None) -> list[MigrationHistory]:
         """All, or those of one domain; oldest first."""
         where, values = ("WHERE uuid = ?", (uuid,)) if uuid else ("", ())
-        return await self._read(lambda c: _histories(c, where, values))
+        return await self._read(lambda c: rows.histories(c, where, values))
 
     async def load_unsettled(self) -> list[MigrationHistory]:
         where = "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
-        return await self._read(lambda c: _histories(c, where, ()))
+        return await self._read(lambda c: rows.histories(c, where, ()))
 
     async def load_migration(self, migration_id: str) -> MigrationHistory | None:
-        found = await self._read(lambda c: _histories(c, "WHERE m.id = ?", (migration_id,)))
+        found = await self._read(lambda c: rows.histories(c, "WHERE m.id = ?", (migration_id,)))
         return found[0] if found else None
 
 
@@ -270,7 +293,7 @@ def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
     connection = sqlite3.connect(
         uri, uri=True, timeout=0.5, isolation_level=None, check_same_thread=False
     )
-    connection.create_function("seal", -1, _seal, deterministic=True)
+    connection.create_function("seal", -1, rows.seal, deterministic=True)
     return connection
 
 
@@ -305,8 +328,8 @@ def _create(connection: sqlite3.Connection) -> None:
     for statement in without_comments.split(";"):
         if statement.strip():
             connection.execute(statement)
-    _insert(connection, "meta", "schema", str(SCHEMA_VERSION))
-    _insert(connection, "meta", "id", secrets.token_hex(16))
+    rows.insert(connection, "meta", "schema", str(rows.SCHEMA_VERSION))
+    rows.insert(connection, "meta", "id", secrets.token_hex(16))
 
 
 def _verify(path: Path) -> str:
@@ -330,13 +353,14 @@ def _look_through(connection: sqlite3.Connection, path: Path) -> str:
     if "meta" not in tables:
         raise _damaged(path, "it is empty")
     meta = dict(connection.execute("SELECT key, value FROM meta"))
-    if meta.get("schema") != str(SCHEMA_VERSION):
+    known = [str(version) for version in range(OLDEST_VERSION, rows.SCHEMA_VERSION + 1)]
+    if (found := meta.get("schema")) not in known:
         raise JournalError(
-            f"the journal {path} has version {meta.get('schema')}, this manager writes version {SCHEMA_VERSION}",
+            f"the journal {path} has version {found}, this manager writes version {rows.SCHEMA_VERSION}",
             remedy="run the manager that made it, or a newer one",
         )
-    for table, columns in SEALED.items():
-        listed = ", ".join(columns)
+    for table in rows.SEALED:
+        listed = ", ".join(rows.sealed_columns(table, int(found)))
         (broken,) = connection.execute(
             f"SELECT count(*) FROM {table} WHERE seal IS NOT seal('{table}', {listed})"
         ).fetchone()
@@ -344,30 +368,6 @@ def _look_through(connection: sqlite3.Connection, path: Path) -> str:
             raise _damaged(path, f"{broken} of its {table} rows are not what was written")
     _require_all_transactions(connection, path)
     return str(meta["id"])
-
-
-def _seal(table: str, *values: str | int | None) -> bytes:
-    return xxhash.xxh3_128_digest(json.dumps([table, *values]).encode())
-
-
-def _insert(c: sqlite3.Connection, table: str, *values: str | int | None) -> None:
-    marks = "?, " * len(SEALED[table])
-    c.execute(f"INSERT INTO {table} VALUES ({marks}?)", (*values, _seal(table, *values)))
-
-
-def _update(
-    c: sqlite3.Connection,
-    table: str,
-    change: tuple[str, str | None],
-    where: tuple[str, str],
-) -> None:
-    """Set one column of the rows where another has that value, and seal them anew."""
-    (column, value), (key, wanted) = change, where
-    sealed = ", ".join("?1" if name == column else name for name in SEALED[table])
-    c.execute(
-        f"UPDATE {table} SET {column} = ?1, seal = seal('{table}', {sealed}) WHERE {key} = ?2",
-        (value, wanted),
-    )
 
 
 def _witness_path(path: Path) -> Path:
@@ -378,7 +378,7 @@ def _count_transaction(c: sqlite3.Connection) -> int:
     """One more, in the same transaction; how many there were then."""
     count = _transactions(c) + 1
     c.execute("DELETE FROM meta WHERE key = 'transactions'")
-    _insert(c, "meta", "transactions", str(count))
+    rows.insert(c, "meta", "transactions", str(count))
     return count
 
 
@@ -414,63 +414,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _load(text: str) -> DomainDefinition:
-    try:
-        return from_document(json.loads(text))
-    except (ValueError, DefinitionError) as error:
-        raise JournalError(f"the journal holds a definition that is not valid: {error}") from error
-
-
-def _dump(definition: DomainDefinition) -> str:
-    return json.dumps(to_document(definition), separators=(",", ":"))
-
-
-def _is_the_others(c: sqlite3.Connection, entry: MigrationEntry) -> bool:
-    """The domain, by what is recorded: a source has completed, or a target aborted."""
-    decisive = RecordKind.COMPLETED if entry.side is Side.SOURCE else RecordKind.ABORTED
-    query = "SELECT 1 FROM record WHERE migration = ? AND kind = ?"
-    return c.execute(query, (entry.id, decisive)).fetchone() is not None
-
-
-def _insert_domain(c: sqlite3.Connection, entry: DomainEntry) -> None:
-    definition = entry.definition
-    _insert(
-        c,
-        "domain",
-        definition.uuid,
-        definition.name,
-        _dump(definition),
-        entry.state,
-        entry.migration,
-    )
-
-
-def _histories(
-    c: sqlite3.Connection, where: str, values: Iterable[object]
-) -> list[MigrationHistory]:
-    rows = c.execute(
-        "SELECT m.id, side, peer, peer_journal, run_state, definition, kind, time_unix_ms, sentence"
-        f" FROM migration m JOIN record r ON r.migration = m.id {where} ORDER BY m.rowid, r.sequence",
-        tuple(values),
-    ).fetchall()
-    histories: dict[str, tuple[MigrationEntry, list[JournalRecord]]] = {}
-    for identity, side, peer, peer_journal, run_state, text, kind, time_unix_ms, sentence in rows:
-        if identity not in histories:
-            entry = MigrationEntry(
-                id=identity,
-                side=Side(side),
-                peer=peer,
-                peer_journal=peer_journal,
-                definition=_load(text),
-                run_state=RunState(run_state),
-            )
-            histories[identity] = (entry, [])
-        histories[identity][1].append(
-            JournalRecord(kind=RecordKind(kind), time_unix_ms=time_unix_ms, sentence=sentence)
-        )
-    return [
-        MigrationHistory(entry=entry, records=tuple(records))
-        for entry, records in histories.values()
-    ]

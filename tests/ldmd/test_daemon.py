@@ -360,6 +360,7 @@ DOMAIN = {
     "memory_bytes": int,
     "console": IDLE,
     "pid": IDLE,
+    "reconfiguration_pending": bool,
     "operation": IDLE,
 }
 ACTIVE_DOMAIN = DOMAIN | {"run_state": str, "console": str, "pid": int}
@@ -390,7 +391,10 @@ async def test_the_life_of_a_domain(fleet: Fleet) -> None:
     assert added == {"name": "ldg1", "uuid": definition["uuid"]}
     shown = (await call("show-definition", {"domain": "ldg1"}))["definition"]
     assert definition.items() <= shown.items()
-    assert await call("show-definition", {"domain": definition["uuid"]}) == {"definition": shown}
+    assert await call("show-definition", {"domain": definition["uuid"]}) == {
+        "definition": shown,
+        "pending": None,
+    }
 
     for verb, state, run_state in (
         ("bind", "bound", None),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-import uuid
 from typing import Any
 
 import attrs
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldmd.definition import (
+    CACHES,
+    HUGE_PAGES,
+    MTU_MAX,
+    MTU_MIN,
+    OPTIONAL_DEVICES,
+    VCPUS_MAX,
     DomainDefinition,
     VirtualDisk,
     VirtualNetwork,
@@ -19,7 +25,9 @@ from ldmd.definition import (
     from_document,
     from_toml,
     parse_size,
+    read_toml,
     to_document,
+    to_toml,
     valid_name,
 )
 from ldmd.errors import DefinitionError
@@ -103,7 +111,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"machine": "pc,accel=kvm"}, "machine"),
     ({"firmware": "/etc/passwd"}, "firmware"),
     ({"cpu-arch": "host,+vmx"}, "cpu-arch"),
-    ({"version": 2}, "version: 2 is not a version of definitions that this manager reads"),
+    ({"version": 0}, "version: 0 is not a version of definitions that this manager reads"),
+    ({"version": True}, "is not a whole number"),
     ({"version": "1"}, "is not a whole number"),
     ({"huge-pages": "4MiB"}, "huge-pages: '4MiB' is not one of none, 2MiB, 1GiB"),
     ({"mig-allowed": "no"}, "is not a boolean"),
@@ -123,7 +132,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"memory-bytes": -limits.MIB}, "memory"),
     ({"colour": "red"}, "unknown key"),
     ({"memory_bytes": 5}, "unknown key"),
-    ({"vdisks": [DISK | {"path": "/dev/sda"}]}, "unknown key"),
+    ({"vdisks": [DISK | {"path": "/dev/sda"}]}, "unknown key path in vdisks[0]"),
+    ({"vcpu": 2}, "unknown key vcpu (is it vcpus?)"),
+    ({"mig-alowed": False}, "unknown key mig-alowed (is it mig-allowed?)"),
+    ({"cpu": "native"}, "unknown key cpu (is it cpu-arch?)"),
+    ({"cpu_arch": "native"}, "unknown key cpu_arch (is it cpu-arch?)"),
+    (
+        {"vdisks": [DISK | {"readonly": True}]},
+        "unknown key readonly (is it read-only?) in vdisks[0]",
+    ),
     ({"vdisks": [DISK | {"read-only": "yes"}]}, "is not a boolean"),
     ({"vdisks": [DISK, DISK | {"volume": "other"}]}, "vdisk boot is there twice"),
     ({"vdisks": [DISK, DISK | {"name": "other"}]}, "volume web1@vds0 is there twice"),
@@ -153,23 +170,45 @@ def test_what_is_not_allowed_is_named(change: dict[str, Any], words: str) -> Non
     assert words in caught.value.sentence
 
 
+def test_a_newer_version_says_so_and_nothing_else() -> None:
+    """What else is in it may well be right there."""
+    for read in (from_document, lambda d: from_toml(tomli_w.dumps(d))):
+        with pytest.raises(DefinitionError) as caught:
+            read(DOCUMENT | {"version": 2, "colour": "red", "vcpus": "many"})
+        assert caught.value.sentence == (
+            "the definition has version 2 and was made for a newer manager: this one reads version 1"
+        )
+        assert "newer manager" in caught.value.remedy
+
+
 def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(DefinitionError) as caught:
         from_document(
             DOCUMENT
             | {"name": "1", "vcpus": "2", "colour": "red", "uuid": "x", "memory-bytes": 5}
             | {"vdisks": [DISK | {"volume": "/", "read-only": 5}]}
+            | {"vnets": [NET, NET], "optional-devices": ["rng", "rng"]}
         )
     faults = caught.value.sentence.removeprefix("the definition is not valid: ").split("; ")
     assert sorted(faults) == [
         "'2' is not a whole number in vcpus",
         "5 is not a boolean in vdisks[0].read-only",
+        "MAC address 52:54:00:12:34:56 is there twice in vnets",
         "memory-bytes: 5 is not a whole number from 1048576 to 4398046511104",
         "name: '1' is not a name (a letter, then up to 62 letters, digits, '.', '_' or '-')",
-        "unknown key found (colour)",
+        "optional device rng is there twice in optional-devices",
+        "unknown key colour",
         "uuid: 'x' is not a UUID in lower case",
+        "vnet front is there twice",
         "volume: '/' is not a name (a letter, then up to 62 letters, digits, '.', '_' or '-') in vdisks[0]",
     ]
+
+
+def test_of_very_many_unknown_keys_some_are_named() -> None:
+    with pytest.raises(DefinitionError) as caught:
+        from_document(DOCUMENT | {f"k{n:06}": n for n in range(100_000)} | {"z" * 2**20: 1})
+    assert caught.value.sentence.count(";") == 10
+    assert caught.value.sentence.endswith("; 99991 more unknown keys")
 
 
 PLAIN = st.recursive(
@@ -200,37 +239,70 @@ def test_anything_is_a_definition_or_a_definition_error(changes: dict[str, Any])
     assert from_document(to_document(definition)) == definition
 
 
-@given(
-    name=st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,62}", fullmatch=True),
-    vcpus=st.integers(1, 1024),
-    mib=st.integers(1, limits.RAM_BYTES_MAX // limits.MIB),
-    disks=st.lists(st.integers(0, 99), max_size=8, unique=True),
-    variables=st.dictionaries(
-        st.from_regex(r"[a-z][a-z0-9?#-]{0,30}", fullmatch=True),
-        st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=40),
-        max_size=8,
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,62}", fullmatch=True)
+PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=40)
+DISK_FIELDS = {
+    "name": NAMES,
+    "volume": NAMES,
+    "service": NAMES,
+    "read_only": st.booleans(),
+    "cache": st.sampled_from(CACHES),
+    "mpgroup": st.just("") | NAMES,
+}
+NET_FIELDS = {
+    "name": NAMES,
+    "switch": NAMES,
+    "mac": st.integers(0, 2**24 - 1).map(lambda n: "52:54:00:" + n.to_bytes(3, "big").hex(":")),
+    "mtu": st.integers(MTU_MIN, MTU_MAX),
+}
+DISKS = st.builds(VirtualDisk, **DISK_FIELDS)
+NETS = st.builds(VirtualNetwork, **NET_FIELDS)
+FIELDS = {
+    "name": NAMES,
+    "uuid": st.uuids().map(str),
+    "hypervisor": NAMES,
+    "machine": NAMES,
+    "firmware": st.just("default") | NAMES,
+    "vcpus": st.integers(1, VCPUS_MAX),
+    "memory_bytes": st.integers(1, limits.RAM_BYTES_MAX // limits.MIB).map(
+        lambda n: n * limits.MIB
     ),
-)
-@settings(max_examples=100, deadline=None)
-def test_every_definition_comes_back_from_its_document(
-    name: str, vcpus: int, mib: int, disks: list[int], variables: dict[str, str]
+    "huge_pages": st.sampled_from(HUGE_PAGES),
+    "cpu_arch": st.just("generic") | NAMES,
+    "mig_allowed": st.booleans(),
+    "optional_devices": st.lists(st.sampled_from(OPTIONAL_DEVICES), unique=True).map(tuple),
+    "vdisks": st.lists(
+        DISKS, max_size=5, unique_by=(lambda d: d.name, lambda d: (d.volume, d.service))
+    ).map(tuple),
+    "vnets": st.lists(NETS, max_size=5, unique_by=(lambda n: n.name, lambda n: n.mac)).map(tuple),
+    "variables": st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9?#-]{0,30}", fullmatch=True), PRINTABLE, max_size=8
+    ).map(lambda variables: tuple(sorted(variables.items()))),
+}
+DEFINITIONS = st.builds(DomainDefinition, **FIELDS)
+
+
+def test_all_of_it_is_drawn() -> None:
+    for cls, drawn in (
+        (VirtualDisk, DISK_FIELDS),
+        (VirtualNetwork, NET_FIELDS),
+        (DomainDefinition, FIELDS | {"version": st.just(1)}),
+    ):
+        assert set(drawn) == {a.name for a in attrs.fields(cls)}
+
+
+@given(definition=DEFINITIONS)
+@settings(max_examples=200, deadline=None)
+def test_every_definition_comes_back_from_its_document_and_its_toml(
+    definition: DomainDefinition,
 ) -> None:
-    definition = DomainDefinition(
-        name=name,
-        uuid=str(uuid.uuid4()),
-        hypervisor="qemu",
-        machine="pc",
-        vcpus=vcpus,
-        memory_bytes=mib * limits.MIB,
-        vdisks=tuple(VirtualDisk(name=f"d{n}", volume=f"v{n}", service="s") for n in disks),
-        vnets=tuple(
-            VirtualNetwork(name=f"n{n}", switch="s", mac=f"52:54:00:00:00:{n:02x}") for n in disks
-        ),
-        variables=tuple(sorted(variables.items())),
-    )
-    assert valid_name(name)
+    assert valid_name(definition.name)
     assert from_document(to_document(definition)) == definition
     assert from_document(json.loads(json.dumps(to_document(definition)))) == definition
+    written = to_toml(definition)
+    assert from_toml(written) == definition
+    assert to_toml(from_toml(written)) == written
+    assert written.startswith("version = 1\n")
 
 
 # ---- TOML ------------------------------------------------------------------------------------------------
@@ -262,6 +334,52 @@ def test_what_an_operator_writes() -> None:
     assert chosen == first
 
 
+def test_what_a_manager_writes() -> None:
+    definition = attrs.evolve(
+        from_toml(TOML), uuid=DOCUMENT["uuid"], vcpus=1, mig_allowed=False, memory_bytes=2 * 2**30
+    )
+    assert to_toml(definition) == (
+        """version = 1
+name = "web1"
+uuid = "11111111-2222-4333-8444-555555555555"
+hypervisor = "qemu"
+machine = "pc"
+memory = "2GiB"
+mig-allowed = false
+vdisks = [
+    { name = "boot", volume = "web1", service = "vds0" },
+]
+
+[variables]
+"auto-boot?" = "true"
+"""
+    )
+
+
+def test_a_document_without_a_uuid_stays_without() -> None:
+    document = read_toml(TOML)
+    assert "uuid" not in document
+    assert document["memory-bytes"] == 512 * limits.MIB
+    assert from_document(document | {"uuid": DOCUMENT["uuid"]}).name == "web1"
+    with pytest.raises(DefinitionError, match="vcpus"):
+        read_toml(TOML.replace("vcpus = 2", "vcpus = 0"))
+
+
+def test_every_fault_of_the_toml_is_named_at_once_in_its_own_words() -> None:
+    with pytest.raises(DefinitionError) as caught:
+        from_toml('name = "1"\nhypervisor = "qemu"\nmemory = "much"\nmemroy = "1GiB"\nvcpu = 2\n')
+    faults = caught.value.sentence.removeprefix("the definition is not valid: ").split("; ")
+    assert faults == [
+        "memory: 'much' is not a size: write a number of bytes, or like 512MiB or 2GiB",
+        "name: '1' is not a name (a letter, then up to 62 letters, digits, '.', '_' or '-')",
+        "the key machine is missing",
+        "unknown key memroy (is it memory?)",
+        "unknown key vcpu (is it vcpus?)",
+    ]
+    with pytest.raises(DefinitionError, match="the key memory is missing"):
+        from_toml('name = "a"\nhypervisor = "qemu"\nmachine = "pc"\n')
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -272,7 +390,7 @@ def test_what_an_operator_writes() -> None:
         (TOML.replace("512MiB", "512KiB"), "memory"),
         (
             TOML.replace('"512MiB"', '"1GiB"\nmemory-bytes = 1048576'),
-            "both memory and memory-bytes",
+            "memory: memory-bytes says it, too",
         ),
     ],
 )

@@ -185,7 +185,10 @@ async def test_facts_of_an_active_domain(inventory: Inventory) -> None:
     version = list((await inventory.capabilities("emulated")).version)
     assert facts["volumes"] == {"file@vds0": 12345}
     assert facts["hypervisor-version"] == version
-    assert await inventory.facts(definition, RunState.BOUND) == {"volumes": {"file@vds0": 12345}}
+    assert await inventory.facts(definition, RunState.BOUND, pending=True) == {
+        "volumes": {"file@vds0": 12345},
+        "reconfiguration-pending": True,
+    }
 
 
 async def test_a_hypervisor_that_is_not_enabled(inventory: Inventory) -> None:

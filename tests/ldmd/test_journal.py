@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
 from ldmd.definition import to_document
-from ldmd.errors import JournalError
+from ldmd.errors import JournalError, ReconfigurationPending
+from ldmd.journal import rows
 from ldmd.journal.records import (
     DomainEntry,
     DomainState,
@@ -24,7 +26,10 @@ from ldmd.journal.records import (
     MigrationHistory,
     Side,
 )
+from ldmd.journal.reserve import Reserve
+from ldmd.journal.rows import SCHEMA_VERSION, SEALED
 from ldmd.journal.store import Journal
+from ldmd.journal.witness import Witness
 from protocol.actions import RecordKind
 from protocol.phases import RunState
 from tests.ldmd.host import define
@@ -411,15 +416,233 @@ async def test_another_database_is_refused(path: Path) -> None:
 async def test_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     await fill(path)
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (SCHEMA_VERSION + 1,))
     connection.close()
     before = path.read_bytes()
     with pytest.raises(
-        JournalError, match="has version 2, this manager writes version 1"
+        JournalError,
+        match=f"has version {SCHEMA_VERSION + 1}, this manager writes version {SCHEMA_VERSION}",
     ) as caught:
         await Journal.open(path)
     assert "or a newer one" in caught.value.remedy
     assert path.read_bytes() == before
+
+
+# ---- of an earlier version -------------------------------------------------------------------------------
+
+JOURNALS = Path(__file__).with_name("journals")
+"""``v1-closed``, ``v1-killed``: written by the code of commit 4e19605 (schema 1) with ``fill`` as it was there, then ldg4
+and ldg5; the second one by a process that was killed, so that all of it lies in the write-ahead log."""
+
+EARLIER = [
+    ("ldg1", DomainState.BOUND, None),
+    ("ldg2", DomainState.ACTIVE, "2" * 32),
+    ("ldg3", DomainState.ACTIVE, "3" * 32),
+    ("ldg4", DomainState.INACTIVE, None),
+    ("ldg5", DomainState.ACTIVE, "5" * 32),
+]
+EARLIER_KINDS = {
+    "1" * 32: (K.PREPARING, K.ABORTED, K.SETTLED),
+    "2" * 32: (K.PREPARING, K.GRANTED),
+    "3" * 32: (K.PREPARED,),
+    "5" * 32: (K.PREPARED, K.COMMITTED),
+}
+
+
+def take_earlier(kind: str, path: Path) -> None:
+    shutil.copytree(JOURNALS / kind, path.parent)
+
+
+def schema_of(path: Path) -> tuple[str, int, int]:
+    """Version, transactions in the journal, transactions by the witness."""
+    with sqlite3.connect(path) as connection:
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+    connection.close()
+    witness = path.with_name(path.name + "-count").read_bytes()
+    return meta["schema"], int(meta["transactions"]), int.from_bytes(witness[:8], "big")
+
+
+def columns_of(path: Path) -> dict[str, set[tuple[object, ...]]]:
+    """Table -> name, type and whether it may be NULL of each column."""
+    with sqlite3.connect(path) as connection:
+        found = {
+            table: {(c[1], c[2], c[3]) for c in connection.execute(f"PRAGMA table_info({table})")}
+            for table in SEALED
+        }
+    connection.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["v1-closed", "v1-killed"])
+async def test_a_journal_of_an_earlier_version_is_brought_to_this_one(
+    kind: str, path: Path, tmp_path: Path
+) -> None:
+    take_earlier(kind, path)
+    journal_id, domains, migrations = await read_all(path)
+    assert [(d.definition.name, d.state, d.migration) for d in domains] == EARLIER
+    assert {m.entry.id: m.kinds for m in migrations} == EARLIER_KINDS
+    assert [d.pending for d in domains] == [None] * 5
+    rich = domains[3].definition
+    assert (rich.vdisks[0].read_only, rich.vnets[0].mac) == (True, "52:54:00:00:00:04")
+    assert (rich.cpu_arch, domains[0].definition.cpu_arch) == ("Haswell", "generic")
+    assert (rich.variables, rich.mig_allowed, rich.version) == ((("auto-boot?", "true"),), True, 1)
+    assert schema_of(path) == (str(SCHEMA_VERSION), 12, 12)
+    assert (journal_id, domains, migrations) == await read_all(path), "once, and whole"
+    assert schema_of(path) == (str(SCHEMA_VERSION), 12, 12)
+    new = tmp_path / "new" / "journal.sqlite"
+    await read_all(new)
+    assert columns_of(path) == columns_of(new)
+
+
+async def test_a_journal_of_an_earlier_version_can_be_gone_on_with(path: Path) -> None:
+    take_earlier("v1-killed", path)
+    journal = await Journal.open(path)
+    domains = {d.definition.name: d for d in await journal.load_domains()}
+    held = next(m for m in await journal.load_unsettled() if m.entry.id == "2" * 32)
+    await journal.append(held.entry, K.ABORTED, "after all")
+    await journal.append(held.entry, K.SETTLED, "")
+    definition = domains["ldg2"].definition
+    pending = attrs.evolve(definition, vcpus=2)
+    await journal.set_definition(definition.uuid, definition, pending)
+    await journal.add_domain(
+        DomainEntry(definition=define("new"), state=DomainState.BOUND, migration=None)
+    )
+    await journal.aclose()
+    _, after, _ = await read_all(path)
+    ldg2 = next(d for d in after if d.definition.name == "ldg2")
+    assert (ldg2.migration, ldg2.pending) == (None, pending)
+    assert len(after) == 6
+
+
+@pytest.mark.parametrize("kind", ["v1-closed", "v1-killed"])
+async def test_an_upgrade_is_whole_or_not_at_all(
+    kind: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended at each of its statements in turn, and between the transaction and its witness."""
+    steps = 0
+    execute = rows.upgrade_from
+
+    class Ended(Exception): ...
+
+    class Connection:
+        def __init__(self, connection: sqlite3.Connection, left: int) -> None:
+            self.connection, self.left = connection, left
+
+        def execute(self, *words: Any) -> sqlite3.Cursor:
+            if self.left == 0:
+                raise Ended
+            self.left -= 1
+            return self.connection.execute(*words)
+
+    while True:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        take_earlier(kind, path)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                rows,
+                "upgrade_from",
+                lambda c, version, steps=steps: execute(Connection(c, steps), version),
+            )
+            try:
+                await (await Journal.open(path)).aclose()
+            except Ended:
+                assert schema_of(path)[0] == "1"
+            else:
+                break
+        _, domains, migrations = await read_all(path)
+        assert [(d.definition.name, d.state, d.migration) for d in domains] == EARLIER
+        assert {m.entry.id: m.kinds for m in migrations} == EARLIER_KINDS
+        steps += 1
+    assert steps >= 10
+
+    shutil.rmtree(path.parent)
+    take_earlier(kind, path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Witness, "write", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+        with pytest.raises(JournalError, match="power cut"):
+            await Journal.open(path)
+    assert schema_of(path) == (str(SCHEMA_VERSION), 12, 11)
+    assert [d.definition.name for d in (await read_all(path))[1]] == [name for name, *_ in EARLIER]
+
+
+async def test_a_damaged_journal_of_an_earlier_version_is_left_alone(path: Path) -> None:
+    take_earlier("v1-closed", path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE domain SET state = 'inactive' WHERE name = 'ldg2'")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="1 of its domain rows are not what was written"):
+        await Journal.open(path)
+    assert path.read_bytes() == before
+    shutil.rmtree(path.parent)
+    take_earlier("v1-killed", path)
+    log = path.with_name(path.name + "-wal")
+    log.write_bytes(log.read_bytes()[:-5000])
+    with pytest.raises(JournalError, match=r"it ends with transaction \d+, and there were 11"):
+        await Journal.open(path)
+
+
+async def test_an_upgrade_on_a_full_disk_lives_on_the_reserve(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_earlier("v1-closed", path)
+    Reserve(path.with_name(path.name + "-reserve")).fill()
+    execute, full = rows.upgrade_from, [True]
+
+    def upgrade(c: sqlite3.Connection, version: int) -> None:
+        if full.pop():
+            full.append(False)
+            c.execute("PRAGMA max_page_count = 1")
+            try:
+                c.execute("CREATE TABLE filler (x)")
+            finally:
+                c.execute("PRAGMA max_page_count = 1000000")
+        execute(c, version)
+
+    monkeypatch.setattr(rows, "upgrade_from", upgrade)
+    assert [d.definition.name for d in (await read_all(path))[1]] == [name for name, *_ in EARLIER]
+    assert not path.with_name(path.name + "-reserve").exists()
+
+
+# ---- another definition ----------------------------------------------------------------------------------
+
+
+async def test_what_is_pending_is_kept_and_becomes_so_with_the_end_of_the_process(
+    path: Path,
+) -> None:
+    journal = await Journal.open(path)
+    entry = make_entry()
+    await journal.add_domain(domain_of(entry))
+    now = attrs.evolve(entry.definition, name="other", mig_allowed=False)
+    pending = attrs.evolve(now, vcpus=7)
+    await journal.set_definition(now.uuid, now, pending)
+    await journal.aclose()
+    _, (domain,), _ = await read_all(path)
+    assert (domain.definition, domain.pending) == (now, pending)
+    journal = await Journal.open(path)
+    for state in (DomainState.BOUND, DomainState.INACTIVE):
+        with pytest.raises(JournalError, match="CHECK"):
+            await journal.set_state(now.uuid, state)
+    await journal.end_process(now.uuid, pending)
+    await journal.aclose()
+    _, (domain,), _ = await read_all(path)
+    assert (domain.definition, domain.state, domain.pending) == (pending, DomainState.BOUND, None)
+
+
+async def test_no_migration_holds_a_domain_that_has_another_definition_pending(path: Path) -> None:
+    journal = await Journal.open(path)
+    entry = make_entry()
+    await journal.add_domain(domain_of(entry))
+    pending = attrs.evolve(entry.definition, vcpus=7)
+    await journal.set_definition(entry.definition.uuid, entry.definition, pending)
+    with pytest.raises(ReconfigurationPending, match=r"^ldg1 has a delayed reconfiguration"):
+        await journal.append(entry, K.PREPARING, "")
+    assert await journal.load_migrations() == []
+    assert [d.migration for d in await journal.load_domains()] == [None]
+    await journal.set_definition(entry.definition.uuid, entry.definition, None)
+    await journal.append(entry, K.PREPARING, "")
+    assert [d.migration for d in await journal.load_domains()] == [entry.id]
+    await journal.aclose()
 
 
 def make_directory(path: Path) -> None:

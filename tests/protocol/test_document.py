@@ -56,7 +56,10 @@ async def test_the_facts_are_the_codes(tmp_path: Path) -> None:
     inventory = Inventory(configure(tmp_path), {"emulated": EmulatedHypervisor()})
     definition = define(hypervisor="emulated")
     assert keys_of("facts") == list(await inventory.facts(definition, RunState.RUNNING))
-    assert list(await inventory.facts(definition, RunState.BOUND)) == ["volumes"]
+    assert list(await inventory.facts(definition, RunState.BOUND)) == [
+        "volumes",
+        "reconfiguration-pending",
+    ]
 
 
 def test_the_examples_are_vectors() -> None:

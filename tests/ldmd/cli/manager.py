@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
+from ldmd import edits
 from ldmd.control import Arguments, Caller, Progress, Verb, serve_control
 from ldmd.control_socket import open_control_socket
 from ldmd.definition import DomainDefinition, from_document, to_document
+from ldmd.definition_verbs import EDITS
+from ldmd.description import describe_changes
+from ldmd.edits import Edit
 from ldmd.errors import ChecksFailed, InDoubt, MigrationFailed, NotFound, WrongState
+from ldmd.journal.records import DomainState
+from ldmd.reconfiguration import plan
 
 START_SECONDS = 10.0
 MIGRATION = "0123456789abcdef0123456789abcdef"
@@ -70,6 +77,7 @@ class SmallHost:
 
     def __init__(self) -> None:
         self.definitions: dict[str, DomainDefinition] = {}
+        self.pending: dict[str, DomainDefinition] = {}
         self.states: dict[str, str] = {}
         self.operations: dict[str, dict[str, Any]] = {}
         self.cancelled = threading.Event()
@@ -102,6 +110,7 @@ class SmallHost:
             "memory_bytes": definition.memory_bytes,
             "console": "/run/a|b/console.log" if active else None,
             "pid": 4711 if active else None,
+            "reconfiguration_pending": name in self.pending,
             "operation": self.operations.get(name),
         }
 
@@ -116,6 +125,8 @@ class SmallHost:
             "list-migrations": self.list_migrations,
             "show-migration": self.show_migration,
         }
+        own |= {verb: self.reconfigure(known, make) for verb, (known, make) in EDITS.items()}
+        own |= {"set-definition": self.set_definition, "cancel-reconf": self.cancel_reconf}
         return own | {verb: self.change(verb) for verb in STATES}
 
     async def status(self, _c: Caller, _arguments: Any, _p: Progress) -> dict[str, Any]:
@@ -138,7 +149,51 @@ class SmallHost:
 
     async def show_definition(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
         name = Arguments.of(arguments, "domain").text("domain")
-        return {"definition": to_document(self.definitions[name])}
+        pending = self.pending.get(name)
+        return {
+            "definition": to_document(self.definitions[name]),
+            "pending": to_document(pending) if pending else None,
+        }
+
+    def reconfigure(self, known: tuple[str, ...], make: Callable[[Arguments], Edit]) -> Verb:
+        async def carry_out(_c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
+            given = Arguments.of(arguments, "domain", *known)
+            return self.edit(given.text("domain"), make(given))
+
+        return carry_out
+
+    def edit(self, name: str, edit: Edit) -> dict[str, Any]:
+        """As a manager does it, but for its looking whether it may be."""
+        self.describe(name)
+        before = self.pending.pop(name, self.definitions[name])
+        after, state = edit(before), self.states.pop(name)
+        now, pending = plan(self.definitions.pop(name), after, DomainState(state))
+        self.definitions[now.name], self.states[now.name] = now, state
+        if pending is not None:
+            self.pending[now.name] = pending
+        waiting = describe_changes(now, pending) if pending else []
+        return {
+            "domain": now.name,
+            "uuid": now.uuid,
+            "changes": [attrs.asdict(change) for change in describe_changes(before, after)],
+            "pending": [attrs.asdict(change) for change in waiting],
+        }
+
+    async def set_definition(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
+        document = Arguments.of(arguments, "definition").document("definition")
+        return self.edit(str(document["name"]), edits.replace(document))
+
+    async def cancel_reconf(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
+        name = Arguments.of(arguments, "domain").text("domain")
+        if name not in self.pending:
+            raise WrongState(f"{name} has no delayed reconfiguration pending")
+        changes = describe_changes(self.definitions[name], self.pending.pop(name))
+        return {
+            "domain": name,
+            "uuid": self.definitions[name].uuid,
+            "changes": [attrs.asdict(change) for change in changes],
+            "pending": [],
+        }
 
     async def add_domain(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
         document = Arguments.of(arguments, "definition").document("definition")

@@ -130,7 +130,12 @@ def test_cancel_operation(ldm: Run, host: SmallHost) -> None:
     assert (
         json.loads(ldm("cancel-op", "--json", "migration", "ldg1").stdout)["decision"] == "target"
     )
-    assert ldm("cancel-op", "reconf", "ldg1").exit_code == 2
+    assert ldm("cancel-op", "memdr", "ldg1").exit_code == 2
+    nothing = ldm("cancel-op", "reconf", "ldg1")
+    assert (nothing.exit_code, nothing.stderr) == (
+        5,
+        "ldm: ldg1 has no delayed reconfiguration pending\n",
+    )
 
 
 # ---- as a process of its own ---------------------------------------------------------------------
