@@ -39,6 +39,7 @@ from ldmd.link.listener import open_listeners, serve_links
 from ldmd.link.pump import build_refusal
 from ldmd.link.tls import TlsFiles
 from ldmd.operations import Operations
+from ldmd.outgoing import Outgoing
 from ldmd.reception import Reception
 from ldmd.recovery import recover
 from ldmd.registry import Registry
@@ -124,8 +125,9 @@ async def _serve(config: Config, journal: Journal) -> None:
             registry = Registry(migrations)
             recovered = await recover(host, registry)
             reception = Reception(host, registry)
+            outgoing = Outgoing(host, registry)
             verbs = {
-                **Operations(host, registry, port).verbs(),
+                **Operations(host, registry, outgoing, port).verbs(),
                 **History(host, registry).verbs(),
                 **FaultVerbs(host.faults).verbs(),
             }

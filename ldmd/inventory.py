@@ -61,6 +61,7 @@ class View:
     switches: frozenset[str]
     domains_free: int
     incoming_free: int
+    incoming_max: int
 
 
 @frozen
@@ -173,7 +174,7 @@ class Inventory:
             unavailable=unavailable,
             names={d.name: d.uuid for d in everything},
             uuids=dict.fromkeys(self._living_orphans())
-            | {d.uuid: "promised" for d in promised}
+            | {h.definition.uuid: key for key, h in self._holds.items() if h.incoming}
             | {d.definition.uuid: d.migration for d in defined},
             macs={net.mac: d.name for d in everything for net in d.vnets},
             memory_free_bytes=self.memory_free_bytes,
@@ -191,6 +192,7 @@ class Inventory:
             switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
             incoming_free=self.config.resources.incoming_max - len(promised),
+            incoming_max=self.config.resources.incoming_max,
         )
 
     def _living_orphans(self) -> Iterable[str]:
