@@ -95,20 +95,18 @@ class ControlClient:
         # A manager that refuses may answer and close before it has read: the answer still counts.
         with contextlib.suppress(trio.BrokenResourceError):
             await self.stream.send_all(encode_line(request))
+        queued = False
         while True:
             try:
                 line = await self._lines.next_line()
             except (trio.BrokenResourceError, LineTooLong):
                 line = None
             if line is None:
-                raise DaemonUnreachable(
-                    f"the manager ended before it answered {request['verb']}",
-                    remedy="migrations settle by themselves: see `ldm list-migrations` and "
-                    "`journalctl -u ldmd`",
-                )
+                raise _ended(request, queued)
             answer: Document = json.loads(line)
             if "progress" not in answer:
                 return answer
+            queued = answer["progress"].get("event") == "queued"
             if on_progress is not None:
                 on_progress(answer["progress"])
 
@@ -175,6 +173,20 @@ class ControlClient:
         """
         arguments = {"migration": migration, "decision": decision, "reason": reason}
         return await self.call("recover-migration", arguments, timeout_seconds=float("inf"))
+
+
+def _ended(request: Document, queued: bool) -> DaemonUnreachable:
+    """``queued``: the last that was heard is that its migration had not begun."""
+    if queued:
+        return DaemonUnreachable(
+            f"the manager ended while {request['arguments']['domain']} was queued: it stays, and its migration is"
+            " forgotten",
+            remedy="ask again when the manager is back; had it begun just then, `ldm list-migrations` shows it",
+        )
+    return DaemonUnreachable(
+        f"the manager ended before it answered {request['verb']}",
+        remedy="migrations settle by themselves: see `ldm list-migrations` and `journalctl -u ldmd`",
+    )
 
 
 def error_of(document: Mapping[str, Any]) -> LdmdError:

@@ -130,8 +130,15 @@ def _operation(operation: Document | None) -> str:
     if operation is None:
         return NOTHING
     arrow = "to" if operation["role"] == "source" else "from"
-    how_far = "in doubt" if operation["in_doubt"] else operation["phase"]
-    return f"{arrow} {operation['peer']}: {how_far}"
+    return f"{arrow} {operation['peer']}: {_how_far(operation)}"
+
+
+def _how_far(operation: Document) -> str:
+    """The phase, or the place in the queue before the first one: ``queued, 3``."""
+    if operation["in_doubt"]:
+        return "in doubt"
+    place = f", {operation['position']}" if operation.get("position") else ""
+    return f"{operation['phase']}{place}"
 
 
 def print_status(domains: Sequence[Document]) -> None:
@@ -147,7 +154,7 @@ def print_status(domains: Sequence[Document]) -> None:
             operation["kind"],
             operation["role"],
             operation["peer"],
-            operation["phase"],
+            _how_far(operation),
             f"{operation['percent']:.0f} %",
             _rate(operation["rate_bytes_per_second"]),
             show_seconds(operation["remaining_seconds"]),
@@ -209,6 +216,7 @@ def print_parseable(domains: Sequence[Document], *, status: bool) -> None:
                     "progress": f"{operation['percent']:.0f}",
                     "rate": f"{operation['rate_bytes_per_second'] or 0:.0f}",
                     "in-doubt": "yes" if operation["in_doubt"] else "no",
+                    "position": operation["position"],
                     "migration": operation["migration"],
                 }
             )
@@ -317,7 +325,7 @@ def print_manager(status: Document) -> None:
             "memory": share(status["memory_free_bytes"], status["memory_bytes"], show_bytes),
             "vcpus": share(status["vcpus_free"], status["vcpus"], str),
             "domains": status.get("domains"),
-            "migrations": status.get("migrations"),
+            "migrations": _count_migrations(status),
         },
     )
     if status["peers"]:
@@ -332,6 +340,11 @@ def print_manager(status: Document) -> None:
             for peer in status["peers"]
         ]
         print_table(("PEER", "ADDRESS", "MAY SEND", "MAY RECEIVE"), rows)
+
+
+def _count_migrations(status: Document) -> str:
+    queued = f", and {status['queued']} queued" if status["queued"] else ""
+    return f"{status['migrations']} under way{queued}"
 
 
 def print_findings(findings: Sequence[Document]) -> None:

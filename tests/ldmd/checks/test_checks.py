@@ -206,7 +206,7 @@ def test_all_findings_come_at_once_in_the_order_of_the_table() -> None:
         "memory",
         "vcpus",
         "limits",
-        "limits",
+        "incoming",
         "volume-missing",
         "volume-in-use",
         "switch-missing",

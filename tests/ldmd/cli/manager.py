@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from ldmd.control import Arguments, Caller, Progress, Verb, serve_control
+from ldmd.control import Arguments, Caller, Conversations, Progress, Verb, serve_control
 from ldmd.control_socket import open_control_socket
 from ldmd.definition import DomainDefinition, from_document, to_document
 from ldmd.errors import ChecksFailed, InDoubt, MigrationFailed, NotFound, WrongState
@@ -33,6 +33,7 @@ OPERATION = {
     "kind": "migration",
     "role": "source",
     "phase": "transfer",
+    "position": None,
     "peer": "host-b",
     "percent": 62.4,
     "done_bytes": 40 * 2**20,
@@ -129,6 +130,8 @@ class SmallHost:
             "memory_free_bytes": 6 * 2**30,
             "vcpus": 4,
             "vcpus_free": 3,
+            "migrations": 0,
+            "queued": 0,
             "peers": [peer | {"may_receive": False}],
         }
 
@@ -248,7 +251,7 @@ def serving(path: Path, host: SmallHost) -> Iterator[None]:
             token = trio.lowlevel.current_trio_token()
             stop.append(lambda: token.run_sync_soon(scope.cancel))
             ready.set()
-            await serve_control(listener, host.verbs(), allowed_group=os.getegid())
+            await serve_control(listener, Conversations(host.verbs()), allowed_group=os.getegid())
 
     def run() -> None:
         try:
