@@ -48,12 +48,19 @@ class Domain:
     migration: str | None = None
     settling: bool = False
     """The migration that holds it has decided for this host: what is left is to hear that the source knows."""
+    arriving: bool = False
+    """The migration that holds it, or held it last, brought it here."""
     process: DomainProcess | None = None
     lock: trio.Lock = field(factory=trio.Lock)
 
     @property
     def name(self) -> str:
         return self.definition.name
+
+    @property
+    def receiving(self) -> bool:
+        """It is not decided yet whether it is this host's."""
+        return self.arriving and self.migration is not None and not self.settling
 
     async def run_state(self) -> RunState:
         """What a migration must bring it back to. Raises OutcomeUnknown; WrongState when its process has ended."""
@@ -90,7 +97,10 @@ class Domains:
         ):  # together: domains that do not answer cost one wait
             for entry in await self.journal.load_domains():
                 domain = Domain(
-                    definition=entry.definition, state=entry.state, migration=entry.migration
+                    definition=entry.definition,
+                    state=entry.state,
+                    migration=entry.migration,
+                    arriving=entry.migration is not None,
                 )
                 self._by_uuid[entry.definition.uuid] = domain
                 if entry.state is not DomainState.INACTIVE:
@@ -308,7 +318,7 @@ class Domains:
                 f"another operation on {domain.name} is under way",
                 remedy="try again when it has ended",
             )
-        domain.migration = migration
+        domain.migration, domain.arriving = migration, False
 
     def let_go(self, uuid: str, migration: str) -> None:
         domain = self._by_uuid.get(uuid)
@@ -318,7 +328,12 @@ class Domains:
 
     def expect(self, entry: DomainEntry) -> Domain:
         """A receiving domain, after its PREPARED record."""
-        domain = Domain(definition=entry.definition, state=entry.state, migration=entry.migration)
+        domain = Domain(
+            definition=entry.definition,
+            state=entry.state,
+            migration=entry.migration,
+            arriving=True,
+        )
         self._by_uuid[entry.definition.uuid] = domain
         if entry.state is not DomainState.INACTIVE:
             self.inventory.hold(entry.definition.uuid, entry.definition)

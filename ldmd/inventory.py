@@ -27,6 +27,8 @@ class DefinedDomain(Protocol):
     def definition(self) -> DomainDefinition: ...
     @property
     def migration(self) -> str | None: ...
+    @property
+    def receiving(self) -> bool: ...
 
 
 @frozen(kw_only=True)
@@ -166,6 +168,7 @@ class Inventory:
         # from here on no checkpoint: what is seen is of one instant, and can be held at once
         defined = list(domains)
         promised = [h.definition for h in self._holds.values() if h.incoming]
+        receiving = sum(d.receiving for d in defined)
         holding = [h.definition for h in self._holds.values() if h.resources]
         everything = [d.definition for d in defined] + promised
         return View(
@@ -191,7 +194,7 @@ class Inventory:
             },
             switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
-            incoming_free=self.config.resources.incoming_max - len(promised),
+            incoming_free=self.config.resources.incoming_max - len(promised) - receiving,
             incoming_max=self.config.resources.incoming_max,
         )
 

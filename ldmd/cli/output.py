@@ -130,14 +130,13 @@ def _operation(operation: Document | None) -> str:
     if operation is None:
         return NOTHING
     arrow = "to" if operation["role"] == "source" else "from"
-    return f"{arrow} {operation['peer']}: {_how_far(operation)}"
+    how_far = "in doubt" if operation["in_doubt"] else _phase(operation)
+    return f"{arrow} {operation['peer']}: {how_far}"
 
 
-def _how_far(operation: Document) -> str:
-    """The phase, or the place in the queue before the first one: ``queued, 3``."""
-    if operation["in_doubt"]:
-        return "in doubt"
-    place = f", {operation['position']}" if operation.get("position") else ""
+def _phase(operation: Document) -> str:
+    """With its place while it is queued: ``queued, 3``."""
+    place = f", {operation['position']}" if operation["position"] else ""
     return f"{operation['phase']}{place}"
 
 
@@ -154,8 +153,8 @@ def print_status(domains: Sequence[Document]) -> None:
             operation["kind"],
             operation["role"],
             operation["peer"],
-            _how_far(operation),
-            f"{operation['percent']:.0f} %",
+            _phase(operation),
+            NOTHING if operation["position"] else f"{operation['percent']:.0f} %",
             _rate(operation["rate_bytes_per_second"]),
             show_seconds(operation["remaining_seconds"]),
         )
@@ -216,8 +215,8 @@ def print_parseable(domains: Sequence[Document], *, status: bool) -> None:
                     "progress": f"{operation['percent']:.0f}",
                     "rate": f"{operation['rate_bytes_per_second'] or 0:.0f}",
                     "in-doubt": "yes" if operation["in_doubt"] else "no",
-                    "position": operation["position"],
                     "migration": operation["migration"],
+                    "position": operation["position"],
                 }
             )
             _print_record("DOMAIN", {"name": domain["name"]})

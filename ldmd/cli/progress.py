@@ -148,7 +148,7 @@ class PlainView:
                 self.note(f"in doubt: {document['sentence']}")
             case "queued":
                 self.phase = "queued"
-                self.note(f"queued {describe_place(document)}")
+                self.note(f"queued, {describe_place(document)}")
 
     def note(self, sentence: str) -> None:
         click.echo(sentence)
@@ -160,7 +160,7 @@ class PlainView:
 
 
 def describe_place(document: Mapping[str, Any]) -> str:
-    """``3rd`` would need a language; ``number 3: …`` says the same."""
+    """``number 3: 4 migrations are under way, as many as may be``."""
     return f"number {document['position']}: {document['sentence']}"
 
 

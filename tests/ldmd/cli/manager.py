@@ -43,6 +43,14 @@ OPERATION = {
     "in_doubt": False,
     "sentence": "",
 }
+QUEUED = OPERATION | {
+    "phase": "queued",
+    "position": 3,
+    "percent": 0.0,
+    "rate_bytes_per_second": 0.0,
+    "remaining_seconds": None,
+    "sentence": "4 migrations are under way, as many as may be",
+}
 STATES = {
     "bind-domain": ("inactive", "bound"),
     "unbind-domain": ("bound", "inactive"),
@@ -64,6 +72,17 @@ def progress_of(phase: str, percent: float) -> dict[str, Any]:
         "percent": percent,
         "done_bytes": done_bytes,
     } | rest
+
+
+def queued_at(position: int) -> dict[str, Any]:
+    return {
+        "event": "queued",
+        "migration": MIGRATION,
+        "peer": "host-b",
+        "position": position,
+        "waits_for": "outgoing-max",
+        "sentence": QUEUED["sentence"],
+    }
 
 
 class SmallHost:
@@ -168,6 +187,9 @@ class SmallHost:
         self.asked.append(("migrate-domain", arguments))
         name = given.text("domain")
         self.describe(name)
+        if name == "patient":
+            for position in (2, 1):
+                await progress(queued_at(position))
         await progress({"event": "phase", "phase": "check", "migration": MIGRATION})
         if name == "too-big":
             facts = {"findings": [FINDING, SOFT_FINDING], "migration": MIGRATION}
