@@ -30,7 +30,7 @@ import trio
 from attrs import define, field, frozen
 
 from ldmd.control_lines import LineReader, LineTooLong, encode_line, error_document
-from ldmd.errors import BadRequest, Busy, LdmdError, NotAllowed
+from ldmd.errors import BadRequest, Busy, LdmdError, NotAllowed, operator_error
 
 log = logging.getLogger("ldmd.control")
 
@@ -429,14 +429,3 @@ async def _run_verb(
             "facts": {},
         }
         return encode_line({"error": bug})
-
-
-def operator_error(error: BaseException) -> LdmdError | None:
-    """The LdmdError that it is, or that nurseries wrapped in groups with nothing else in them."""
-    if isinstance(error, LdmdError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        inner = [operator_error(e) for e in error.exceptions]
-        if all(e is not None for e in inner):
-            return inner[0]
-    return None

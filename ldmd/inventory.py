@@ -15,10 +15,11 @@ from typing import Protocol
 from attrs import field, frozen
 
 from ldmd.config import Config
-from ldmd.definition import DomainDefinition, format_size
+from ldmd.definition import DomainDefinition
 from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown
 from ldmd.hypervisor import process
 from ldmd.hypervisor.driver import Attachments, Capabilities, Hypervisor
+from ldmd.sizes import format_size
 from protocol.phases import Mode, RunState
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ldmd.checks.rules import ACTIVE, BOUND, EVERY, CheckRule, Fault, Subject
-from ldmd.definition import format_size
+from ldmd.sizes import format_size
 
 
 def find_no_memory(s: Subject) -> Iterable[Fault]:

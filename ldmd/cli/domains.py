@@ -10,7 +10,6 @@ import click
 from ldmd.cli import output
 from ldmd.cli.session import Failure, Manager, pass_manager
 from ldmd.client import ControlClient
-from ldmd.definition import from_toml, to_document
 from ldmd.errors import DefinitionError
 
 STATE_VERBS: Final[Mapping[str, tuple[str, str]]] = {
@@ -44,6 +43,8 @@ def add_domain(manager: Manager, file: TextIO, as_json: bool) -> None:
     memory = "2GiB"
     vcpus = 2
     """
+    from ldmd.definition import from_toml, to_document
+
     try:
         document = to_document(from_toml(file.read()))
     except DefinitionError as error:

@@ -12,12 +12,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from rich.console import Console
 
-from ldmd.definition import format_size
+from ldmd.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Document = Mapping[str, Any]
 NOTHING: Final = "-"
@@ -36,6 +38,8 @@ SAFE: Final = frozenset(range(0x20, 0x7F)) - {ord("|"), ord("%")}
 
 
 def make_console() -> Console:
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     return Console(file=sys.stdout, width=width, highlight=False, markup=False)
 

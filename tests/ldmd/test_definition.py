@@ -15,14 +15,13 @@ from ldmd.definition import (
     DomainDefinition,
     VirtualDisk,
     VirtualNetwork,
-    format_size,
     from_document,
     from_toml,
-    parse_size,
     to_document,
     valid_name,
 )
 from ldmd.errors import DefinitionError
+from ldmd.sizes import format_size, parse_size
 from protocol import limits
 
 DOCUMENT: dict[str, Any] = {
