@@ -97,10 +97,7 @@ class Domains:
         ):  # together: domains that do not answer cost one wait
             for entry in await self.journal.load_domains():
                 domain = Domain(
-                    definition=entry.definition,
-                    state=entry.state,
-                    migration=entry.migration,
-                    arriving=entry.migration is not None,
+                    definition=entry.definition, state=entry.state, migration=entry.migration
                 )
                 self._by_uuid[entry.definition.uuid] = domain
                 if entry.state is not DomainState.INACTIVE:
