@@ -404,7 +404,8 @@ class Domains:
             with suppress(OutcomeUnknown, HypervisorError):
                 process = domain.process
                 if process is not None:
-                    if await process.status() is RunStatus.GONE:
+                    await trio.lowlevel.checkpoint()
+                    if process.has_ended():
                         await self._reap(domain, process)
                 elif domain.migration is None:
                     await self._find_again(domain)
@@ -420,7 +421,6 @@ class Domains:
                 log.warning("domain %s answers again", domain.name)
 
     async def _reap(self, domain: Domain, gone: DomainProcess) -> None:
-        # not locked while it was asked: one that does not answer would make verbs and migrations wait
         if not _reapable(domain):
             return
         async with domain.lock:

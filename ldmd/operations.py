@@ -120,7 +120,10 @@ class Operations:
 
         async with trio.open_nursery() as nursery:
             for domain in domains:
-                nursery.start_soon(describe, domain)
+                if domain.state is DomainState.ACTIVE:
+                    nursery.start_soon(describe, domain)
+                else:
+                    described[domain.definition.uuid] = self._describe_as(domain, None)
         return {
             "host": self.host.config.host.name,
             "domains": [described[domain.definition.uuid] for domain in domains],
@@ -142,8 +145,10 @@ class Operations:
         return "unknown"
 
     async def _describe(self, domain: Domain) -> dict[str, Any]:
+        return self._describe_as(domain, await self._ask_run_state(domain))
+
+    def _describe_as(self, domain: Domain, run_state: str | None) -> dict[str, Any]:
         definition, process = domain.definition, domain.process
-        run_state = await self._ask_run_state(domain)
         return {
             "name": definition.name,
             "uuid": definition.uuid,
