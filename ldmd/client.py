@@ -1,5 +1,8 @@
 """The other end of the control socket: what the command line and harnesses use.
 
+One client, on two kinds of connection: ``connect`` for programs that run trio, ``connect_blocking`` for those that ask one
+thing and end. trio takes longer to import than most verbs take, so it is imported where it is used.
+
 An error answer is raised as the class of ``ldmd/errors.py`` with that code, as if it happened here.
 """
 
@@ -7,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import math
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
-import trio
 from attrs import define, field
 
 from ldmd.control_lines import LineReader, LineTooLong, encode_line
-from ldmd.control_socket import short_address
 from ldmd.errors import DaemonUnreachable, LdmdError, NotAllowed
+from ldmd.unix_address import short_address
 
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """One answer; 10 000 domains are 5 MB."""
@@ -25,19 +31,91 @@ CALL_SECONDS: Final = 300.0
 """Verbs have deadlines of their own in the manager; this one is for a manager that hangs."""
 REMEDY: Final = "is ldmd running? systemctl start ldmd"
 
+T = TypeVar("T")
 Document = dict[str, Any]
 OnProgress = Callable[[Document], None]
+
+
+class Stream(Protocol):
+    async def send_all(self, data: bytes, /) -> None: ...
+    async def receive_some(self, max_bytes: int, /) -> bytes | bytearray: ...
 
 
 @contextlib.asynccontextmanager
 async def connect(
     path: Path, *, timeout_seconds: float = CONNECT_SECONDS
 ) -> AsyncIterator[ControlClient]:
-    """A client of the manager at ``path``. Raises DaemonUnreachable, NotAllowed."""
+    """A client of the manager at ``path``, under trio. Raises DaemonUnreachable, NotAllowed."""
+    import trio
+
     stream: trio.SocketStream | None = None
+    with _connecting(path), short_address(path) as address, trio.move_on_after(timeout_seconds):
+        stream = await trio.open_unix_socket(address)
+    if stream is None:
+        raise _not_accepting(path)
+    async with stream:
+        yield ControlClient(stream, limit=trio.move_on_after, broken=trio.BrokenResourceError)
+
+
+@contextlib.contextmanager
+def connect_blocking(
+    path: Path, *, timeout_seconds: float = CONNECT_SECONDS
+) -> Iterator[ControlClient]:
+    """The same without trio: nothing else happens while it waits. Its calls go through ``carry_out``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        seconds = struct.pack("@ll", math.ceil(timeout_seconds), 0)  # struct timeval of socket(7)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        with _connecting(path), short_address(path) as address:
+            try:
+                sock.connect(address)
+            except BlockingIOError:
+                raise _not_accepting(path) from None
+        stream = BlockingStream(sock)
+        yield ControlClient(stream, limit=stream.limit, broken=ConnectionError)
+
+
+def carry_out(conversation: Coroutine[Any, Any, T]) -> T:
+    """What ``conversation`` returns; it uses a client of ``connect_blocking`` and waits for nothing else."""
     try:
-        with short_address(path) as address, trio.move_on_after(timeout_seconds):
-            stream = await trio.open_unix_socket(address)
+        conversation.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    conversation.close()
+    raise AssertionError("it waits for something that only trio can wait for")
+
+
+@define(eq=False)
+class BlockingStream:
+    sock: socket.socket
+    _deadline: float = field(default=math.inf, init=False)
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        """Left early, and quietly, when the time is over."""
+        self._deadline = time.monotonic() + seconds
+        with contextlib.suppress(TimeoutError):
+            yield
+
+    def _set_timeout(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.sock.settimeout(None if left == math.inf else left)
+
+    async def send_all(self, data: bytes) -> None:
+        self._set_timeout()
+        self.sock.sendall(data)
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        self._set_timeout()
+        return self.sock.recv(max_bytes)
+
+
+@contextlib.contextmanager
+def _connecting(path: Path) -> Iterator[None]:
+    try:
+        yield
     except PermissionError:
         raise NotAllowed(
             f"you may not use the control socket {path}",
@@ -46,17 +124,21 @@ async def connect(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DaemonUnreachable(f"no manager answers on {path}: {reason}", remedy=REMEDY) from error
-    if stream is None:
-        raise DaemonUnreachable(f"the manager does not accept connections on {path}", remedy=REMEDY)
-    async with stream:
-        yield ControlClient(stream)
+
+
+def _not_accepting(path: Path) -> DaemonUnreachable:
+    return DaemonUnreachable(f"the manager does not accept connections on {path}", remedy=REMEDY)
 
 
 @define(eq=False)
 class ControlClient:
     """One connection; one call at a time. The methods are the manager's verbs, same names."""
 
-    stream: trio.SocketStream
+    stream: Stream
+    limit: Callable[[float], contextlib.AbstractContextManager[object]] = field(kw_only=True)
+    """Is left early, and quietly, when so many seconds are over."""
+    broken: type[Exception] = field(kw_only=True)
+    """What the stream raises when the other end is gone."""
     _lines: LineReader = field(init=False)
     _usable: bool = field(default=True, init=False)
 
@@ -80,7 +162,7 @@ class ControlClient:
         if not self._usable:
             raise DaemonUnreachable("the connection to the manager ended earlier", remedy=REMEDY)
         self._usable = False
-        with trio.move_on_after(timeout_seconds):
+        with self.limit(timeout_seconds):
             answer = await self._exchange(
                 {"verb": verb, "arguments": dict(arguments or {})}, on_progress
             )
@@ -93,22 +175,20 @@ class ControlClient:
 
     async def _exchange(self, request: Document, on_progress: OnProgress | None) -> Document:
         # A manager that refuses may answer and close before it has read: the answer still counts.
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(self.broken):
             await self.stream.send_all(encode_line(request))
+        queued = False
         while True:
             try:
                 line = await self._lines.next_line()
-            except (trio.BrokenResourceError, LineTooLong):
+            except (self.broken, LineTooLong):
                 line = None
             if line is None:
-                raise DaemonUnreachable(
-                    f"the manager ended before it answered {request['verb']}",
-                    remedy="migrations settle by themselves: see `ldm list-migrations` and "
-                    "`journalctl -u ldmd`",
-                )
+                raise _ended(request, queued)
             answer: Document = json.loads(line)
             if "progress" not in answer:
                 return answer
+            queued = answer["progress"].get("event") == "queued"
             if on_progress is not None:
                 on_progress(answer["progress"])
 
@@ -179,6 +259,20 @@ class ControlClient:
         """
         arguments = {"migration": migration, "decision": decision, "reason": reason}
         return await self.call("recover-migration", arguments, timeout_seconds=float("inf"))
+
+
+def _ended(request: Document, queued: bool) -> DaemonUnreachable:
+    """``queued``: the last that was heard is that its migration had not begun."""
+    if queued:
+        return DaemonUnreachable(
+            f"the manager ended while {request['arguments']['domain']} was queued: it stays, and its migration is"
+            " forgotten",
+            remedy="ask again when the manager is back; had it begun just then, `ldm list-migrations` shows it",
+        )
+    return DaemonUnreachable(
+        f"the manager ended before it answered {request['verb']}",
+        remedy="migrations settle by themselves: see `ldm list-migrations` and `journalctl -u ldmd`",
+    )
 
 
 def error_of(document: Mapping[str, Any]) -> LdmdError:

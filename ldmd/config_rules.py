@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ldmd import fault_points
-from ldmd.definition import NAME, parse_size
+from ldmd.definition import NAME
 from ldmd.link.identity import HOST_NAME
+from ldmd.sizes import parse_size
 from protocol import limits
 
 PORT_DEFAULT: Final = 8101

@@ -22,7 +22,7 @@ import pwd
 import select
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -30,7 +30,7 @@ import trio
 from attrs import define, field, frozen
 
 from ldmd.control_lines import LineReader, LineTooLong, encode_line, error_document
-from ldmd.errors import BadRequest, Busy, LdmdError, NotAllowed
+from ldmd.errors import BadRequest, Busy, LdmdError, NotAllowed, operator_error
 
 log = logging.getLogger("ldmd.control")
 
@@ -38,6 +38,10 @@ REQUEST_BYTES_MAX: Final = 1024 * 1024
 """One request; the largest is a definition with 64 vdisks and 64 vnets, 20 KiB."""
 CONNECTIONS_MAX: Final = 64
 """People, scripts and harnesses of one host; each may hold a request of REQUEST_BYTES_MAX."""
+WAITING_MAX: Final = 1024
+"""Those that wait for a migration do not count among the others: a host that is being emptied has many of them, and must
+answer whoever asks how far it is."""
+WAITING_VERBS: Final = frozenset({"migrate-domain"})
 PROGRESS_QUEUE_LINES: Final = 256
 ANSWER_SECONDS: Final = 60.0
 """How long a client may leave an answer unread; a stopped terminal (^Z) is given that long."""
@@ -175,35 +179,75 @@ async def _look_up(question: Callable[[], T], otherwise: T) -> T:
 # ---- the server ------------------------------------------------------------------------------
 
 
+@define(eq=False)
+class Conversations:
+    """All connections together: how many there may be, and which requests are being answered."""
+
+    verbs: Mapping[str, Verb]
+    stopping: bool = field(default=False, init=False)
+    """From when it is set no request is taken any more; those that are being carried out are answered."""
+    asking: trio.CapacityLimiter = field(
+        factory=lambda: trio.CapacityLimiter(CONNECTIONS_MAX), init=False
+    )
+    waiting: trio.CapacityLimiter = field(
+        factory=lambda: trio.CapacityLimiter(WAITING_MAX), init=False
+    )
+    _open: int = field(default=0, init=False)
+    _all_answered: trio.Event = field(factory=trio.Event, init=False)
+
+    def find_verb(self, name: str) -> Verb:
+        if self.stopping:
+            raise Busy("the manager is stopping", remedy="ask again when it is back")
+        if name not in self.verbs:
+            raise BadRequest(
+                f"there is no verb {name!r:.80}", remedy=f"verbs: {', '.join(sorted(self.verbs))}"
+            )
+        return self.verbs[name]
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._all_answered.set()
+                self._all_answered = trio.Event()
+
+    async def wait_answered(self) -> None:
+        """Until no request is being answered."""
+        while self._open:
+            await self._all_answered.wait()
+
+
 async def serve_control(
     listener: trio.socket.SocketType,
-    verbs: Mapping[str, Verb],
+    conversations: Conversations,
     *,
     allowed_group: int | None,
+    handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve ``verbs`` on a listening unix socket until cancelled.
+    """Serve a listening unix socket until cancelled; connections live in ``handler_nursery`` if there is one.
 
     ``allowed_group``: the group whose members may use it beside root and the manager's own user.
     An exception of a verb that is no LdmdError is a bug: it is logged and answered as ``internal``, and the manager goes on:
     verbs keep what they change in the journal, and no migration may die of a listing.
     """
-    limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
-    handler = partial(_serve_connection, verbs=verbs, allowed_group=allowed_group, limiter=limiter)
+    handler = partial(_serve_connection, conversations=conversations, allowed_group=allowed_group)
     task_status.started()
-    await trio.serve_listeners(handler, [trio.SocketListener(listener)])
+    await trio.serve_listeners(
+        handler, [trio.SocketListener(listener)], handler_nursery=handler_nursery
+    )
 
 
 async def _serve_connection(
-    stream: trio.SocketStream,
-    *,
-    verbs: Mapping[str, Verb],
-    allowed_group: int | None,
-    limiter: trio.CapacityLimiter,
+    stream: trio.SocketStream, *, conversations: Conversations, allowed_group: int | None
 ) -> None:
     try:
         caller = await identify(stream.socket)
-        connection = _Connection(stream, verbs, caller)
+        connection = _Connection(stream, conversations, caller)
         if not await may_control(caller, allowed_group):
             log.warning(
                 "refused %s (pid %d) on the control socket: not in its group",
@@ -218,16 +262,9 @@ async def _serve_connection(
             )
             return
         try:
-            limiter.acquire_nowait()
-        except trio.WouldBlock:
-            await connection.refuse(
-                Busy(f"the control socket has {CONNECTIONS_MAX} connections", remedy="try again")
-            )
-            return
-        try:
             await connection.serve()
         finally:
-            limiter.release()
+            connection.give_place_back()
     except trio.BrokenResourceError:
         log.debug("a client of the control socket went away")
 
@@ -239,8 +276,9 @@ class _ClientGone(Exception):
 @define(eq=False)
 class _Connection:
     stream: trio.SocketStream
-    verbs: Mapping[str, Verb]
+    conversations: Conversations
     caller: Caller
+    has_place: bool = field(default=False, init=False)
     lines: LineReader = field(init=False)
 
     @lines.default
@@ -254,9 +292,24 @@ class _Connection:
                 await self.lines.next_line()
             await self.stream.send_all(encode_line(error_document(error)))
 
+    def take_place(self) -> bool:
+        """Among those that ask; False when there is none."""
+        try:
+            if not self.has_place:
+                self.conversations.asking.acquire_on_behalf_of_nowait(self)
+        except trio.WouldBlock:
+            return False
+        self.has_place = True
+        return True
+
+    def give_place_back(self) -> None:
+        if self.has_place:
+            self.conversations.asking.release_on_behalf_of(self)
+            self.has_place = False
+
     async def serve(self) -> None:
         """Answer requests until the client is gone."""
-        while True:
+        while self.take_place():
             try:
                 line = await self.lines.next_line()
             except LineTooLong:
@@ -265,23 +318,44 @@ class _Connection:
                 return
             if line is None:
                 return
-            try:
-                name, arguments = parse_request(line)
-                answer = await self._carry_out(name, self._find_verb(name), arguments)
-            except BadRequest as error:
-                answer = encode_line(error_document(error))
-            except _ClientGone:
-                log.info("%s (pid %d) left before the answer", self.caller.user, self.caller.pid)
-                return
-            if not await self._answer(answer):
-                return
+            with self.conversations.answering():
+                if not await self._serve_request(line):
+                    return
+        connections_max = self.conversations.asking.total_tokens
+        await self.refuse(
+            Busy(f"the control socket has {connections_max} connections", remedy="try again")
+        )
 
-    def _find_verb(self, name: str) -> Verb:
-        if name not in self.verbs:
-            raise BadRequest(
-                f"there is no verb {name!r:.80}", remedy=f"verbs: {', '.join(sorted(self.verbs))}"
-            )
-        return self.verbs[name]
+    async def _serve_request(self, line: bytes) -> bool:
+        """False when nobody is there any more."""
+        try:
+            name, arguments = parse_request(line)
+            verb = self.conversations.find_verb(name)
+            with self._waiting() if name in WAITING_VERBS else contextlib.nullcontext():
+                answer = await self._carry_out(name, verb, arguments)
+        except LdmdError as error:
+            answer = encode_line(error_document(error))
+        except _ClientGone:
+            log.info("%s (pid %d) left before the answer", self.caller.user, self.caller.pid)
+            return False
+        return await self._answer(answer)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Its place is another's meanwhile. Raises Busy."""
+        waiting = self.conversations.waiting
+        try:
+            waiting.acquire_on_behalf_of_nowait(self)
+        except trio.WouldBlock:
+            raise Busy(
+                f"{waiting.total_tokens} connections wait for migrations, as many as may be",
+                remedy="ask again when some have ended",
+            ) from None
+        self.give_place_back()
+        try:
+            yield
+        finally:
+            waiting.release_on_behalf_of(self)
 
     async def _answer(self, line: bytes) -> bool:
         with trio.move_on_after(ANSWER_SECONDS):
@@ -364,14 +438,3 @@ async def _run_verb(
             "facts": {},
         }
         return encode_line({"error": bug})
-
-
-def operator_error(error: BaseException) -> LdmdError | None:
-    """The LdmdError that it is, or that nurseries wrapped in groups with nothing else in them."""
-    if isinstance(error, LdmdError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        inner = [operator_error(e) for e in error.exceptions]
-        if all(e is not None for e in inner):
-            return inner[0]
-    return None

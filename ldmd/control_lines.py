@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-import trio
 from attrs import define, field
 
 from ldmd.errors import LdmdError
 
 RECEIVE_BYTES: Final = 64 * 1024
+
+
+class Received(Protocol):
+    """The half of a stream that lines come out of."""
+
+    async def receive_some(self, max_bytes: int, /) -> bytes | bytearray: ...
 
 
 class LineTooLong(Exception):
@@ -22,7 +27,7 @@ class LineTooLong(Exception):
 class LineReader:
     """Lines out of a stream, each at most ``line_bytes_max`` long without its newline."""
 
-    stream: trio.abc.ReceiveStream
+    stream: Received
     line_bytes_max: int
     ended: bool = field(default=False, init=False)
     _buffer: bytearray = field(factory=bytearray, init=False)
@@ -33,7 +38,7 @@ class LineReader:
         return len(self._buffer) > self.line_bytes_max
 
     async def receive_more(self) -> None:
-        """Wait for bytes or the end. Raises trio.BrokenResourceError."""
+        """Wait for bytes or the end. Raises what the stream raises."""
         received = await self.stream.receive_some(RECEIVE_BYTES)
         self._buffer += received
         self.ended = not received

@@ -21,27 +21,10 @@ from typing import Final
 import trio
 
 from ldmd.errors import Busy, ConfigurationError
+from ldmd.unix_address import short_address
 
-SOCKET_PATH_BYTES_MAX: Final = 107
-"""``sun_path`` of unix(7) has 108 bytes, one of them the closing zero."""
 SOCKET_MODE: Final = 0o660
 BACKLOG: Final = 64
-
-
-@contextlib.contextmanager
-def short_address(path: Path) -> Iterator[str]:
-    """A unix socket's address for ``path``, however long: by way of its folder's descriptor.
-
-    Raises OSError when the folder cannot be opened.
-    """
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 def find_group(name: str | None) -> int:

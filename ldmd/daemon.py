@@ -1,8 +1,8 @@
 """The daemon: one nursery tree, and the order in which it comes up and goes down.
 
 Up: journal (which locks out a second manager), domains adopted, listener open, open migrations going on, control socket,
-READY. Down: no new links, no new verbs; migrations that may still be given up are, the others are left to their records;
-then everything is cancelled. Domains are processes of their own: they go on.
+READY. Down: no new links, no new verbs, the queue is dropped; migrations that may still be given up are, the others are left
+to their records; who waits is told; then everything is cancelled. Domains are processes of their own: they go on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ import trio
 
 from ldmd import __version__
 from ldmd.config import PATH_DEFAULT, Config, load
-from ldmd.control import Verb, serve_control
+from ldmd.control import Conversations, serve_control
 from ldmd.control_socket import find_group, open_control_socket
 from ldmd.definition_verbs import DefinitionVerbs
 from ldmd.domains import Domains
@@ -41,6 +41,7 @@ from ldmd.link.pump import build_refusal
 from ldmd.link.tls import TlsFiles
 from ldmd.multipath import Multipath
 from ldmd.operations import Operations
+from ldmd.outgoing import Outgoing
 from ldmd.reception import Reception
 from ldmd.recovery import recover
 from ldmd.registry import Registry
@@ -54,6 +55,9 @@ log = logging.getLogger("ldmd")
 
 STOP_SECONDS: Final = 10.0
 """How long stopping waits for migrations to be given up or decided; what is open then is recovered at the next start."""
+
+ANSWER_SECONDS: Final = 1.0
+"""How long it then waits until those who asked have been told."""
 
 LOOK_SECONDS: Final = 1.0
 
@@ -122,19 +126,26 @@ async def _serve(config: Config, journal: Journal) -> None:
         await domains.load()
         listeners = await open_listeners(config.listen.address, config.listen.port)
         port = listeners[0].socket.getsockname()[1]
-        async with trio.open_nursery() as migrations, trio.open_nursery() as front:
+        async with (
+            trio.open_nursery() as migrations,
+            trio.open_nursery() as clients,
+            trio.open_nursery() as front,
+        ):
             registry = Registry(migrations)
             recovered = await recover(host, registry)
             reception = Reception(host, registry)
-            verbs = {
-                **Operations(host, registry, port).verbs(),
-                **DefinitionVerbs(host).verbs(),
-                **History(host, registry).verbs(),
-                **FaultVerbs(host.faults).verbs(),
-            }
+            outgoing = Outgoing(host, registry)
+            conversations = Conversations(
+                {
+                    **Operations(host, registry, outgoing, port).verbs(),
+                    **DefinitionVerbs(host).verbs(),
+                    **History(host, registry).verbs(),
+                    **FaultVerbs(host.faults).verbs(),
+                }
+            )
             # links outlast the listener: a migration that is being decided must be able to end
             await front.start(_serve_links, listeners, host, reception, migrations)
-            await front.start(_serve_control, control, verbs, group)
+            await front.start(_serve_control, control, conversations, group, clients)
             front.start_soon(_look_after, domains)
             front.start_soon(inventory.proofs.sweep)
             front.start_soon(Multipath(domains).watch)
@@ -153,8 +164,13 @@ async def _serve(config: Config, journal: Journal) -> None:
             )
             notify("STOPPING=1", "STATUS=stopping")
             front.cancel_scope.cancel()
+            conversations.stopping = True
+            outgoing.close()
             with trio.CancelScope(shield=True):
                 await _settle_down(registry)
+                with trio.move_on_after(ANSWER_SECONDS):
+                    await conversations.wait_answered()
+            clients.cancel_scope.cancel()
             migrations.cancel_scope.cancel()
         await domains.aclose()
 
@@ -180,12 +196,19 @@ async def _serve_links(
 
 async def _serve_control(
     control: trio.socket.SocketType,
-    verbs: Mapping[str, Verb],
+    conversations: Conversations,
     group: int,
+    clients: trio.Nursery,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    await serve_control(control, verbs, allowed_group=group, task_status=task_status)
+    await serve_control(
+        control,
+        conversations,
+        allowed_group=group,
+        handler_nursery=clients,
+        task_status=task_status,
+    )
 
 
 async def _look_after(domains: Domains) -> None:
@@ -210,7 +233,9 @@ async def _settle_down(registry: Registry) -> None:
     open_ones = list(registry)
     for migration in open_ones:
         if migration.decision is Decision.OPEN:
-            migration.post(Event.CANCEL_ASKED)
+            migration.post(
+                migration.explain(Event.CANCEL_ASKED, "stopping", "the manager there stops")
+            )
     with trio.move_on_after(STOP_SECONDS):
         for migration in open_ones:
             decided = migration.decision in (Decision.TARGET, Decision.LOST)

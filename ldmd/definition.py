@@ -22,25 +22,13 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from ldmd.errors import DefinitionError
+from ldmd.sizes import format_size, parse_size
 from protocol import limits
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 VARIABLE_NAME = re.compile(r"[a-z][a-z0-9?#-]{0,30}")
 VARIABLE_VALUE = re.compile(r"[\x20-\x7e]{0,512}")
-SIZE = re.compile(r"([0-9]{1,12})\s*(|KiB|MiB|GiB|TiB|K|M|G|T)")
-_UNITS = {
-    "": 1,
-    "K": 2**10,
-    "KiB": 2**10,
-    "M": 2**20,
-    "MiB": 2**20,
-    "G": 2**30,
-    "GiB": 2**30,
-    "T": 2**40,
-    "TiB": 2**40,
-}
-
 MEMORY_BYTES_MIN = limits.MIB
 PAGE_BYTES = 4096
 VCPUS_MAX = 1024
@@ -60,23 +48,6 @@ HUGE_PAGES = ("none", "2MiB", "1GiB")
 OPTIONAL_DEVICES = ("rng", "watchdog", "crypto")
 MTU_DEFAULT = 1500
 MTU_MIN, MTU_MAX = 68, 65_535
-
-
-def parse_size(value: object) -> int:
-    """``"512MiB"``, ``"2G"`` or a number of bytes -> bytes. Raises ValueError with what is allowed."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and (match := SIZE.fullmatch(value)):
-        return int(match[1]) * _UNITS[match[2]]
-    raise ValueError(f"{value!r} is not a size: write a number of bytes, or like 512MiB or 2GiB")
-
-
-def format_size(size_bytes: int) -> str:
-    """Bytes -> the largest unit that divides them: 536870912 -> ``512MiB``."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if size_bytes and size_bytes % _UNITS[unit] == 0:
-            return f"{size_bytes // _UNITS[unit]}{unit}"
-    return str(size_bytes)
 
 
 def _key(attribute: attrs.Attribute[Any]) -> str:

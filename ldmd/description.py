@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from ldmd.definition import DomainDefinition, VirtualDisk, VirtualNetwork, format_size
+from ldmd.definition import DomainDefinition, VirtualDisk, VirtualNetwork
+from ldmd.sizes import format_size
 
 
 @frozen(kw_only=True)

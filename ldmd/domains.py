@@ -52,6 +52,8 @@ class Domain:
     migration: str | None = None
     settling: bool = False
     """The migration that holds it has decided for this host: what is left is to hear that the source knows."""
+    arriving: bool = False
+    """The migration that holds it, or held it last, brought it here."""
     process: DomainProcess | None = None
     serving: dict[str, str] = field(factory=dict)
     """Vdisk -> the volume (``volume@service``) that serves it, while the domain is active."""
@@ -64,6 +66,11 @@ class Domain:
     @property
     def name(self) -> str:
         return self.definition.name
+
+    @property
+    def receiving(self) -> bool:
+        """It is not decided yet whether it is this host's."""
+        return self.arriving and self.migration is not None and not self.settling
 
     async def run_state(self) -> RunState:
         """What a migration must bring it back to. Raises OutcomeUnknown; WrongState when its process has ended."""
@@ -360,7 +367,7 @@ class Domains:
                 f"another operation on {domain.name} is under way",
                 remedy="try again when it has ended",
             )
-        domain.migration = migration
+        domain.migration, domain.arriving = migration, False
 
     def let_go(self, uuid: str, migration: str) -> None:
         domain = self._by_uuid.get(uuid)
@@ -370,7 +377,12 @@ class Domains:
 
     def expect(self, entry: DomainEntry) -> Domain:
         """A receiving domain, after its PREPARED record."""
-        domain = Domain(definition=entry.definition, state=entry.state, migration=entry.migration)
+        domain = Domain(
+            definition=entry.definition,
+            state=entry.state,
+            migration=entry.migration,
+            arriving=True,
+        )
         self._by_uuid[entry.definition.uuid] = domain
         self.hold(domain)
         return domain
@@ -450,7 +462,8 @@ class Domains:
             with suppress(OutcomeUnknown, HypervisorError):
                 process = domain.process
                 if process is not None:
-                    if await process.status() is RunStatus.GONE:
+                    await trio.lowlevel.checkpoint()
+                    if process.has_ended():
                         await self._reap(domain, process)
                 elif domain.migration is None:
                     await self._find_again(domain)
@@ -466,7 +479,6 @@ class Domains:
                 log.warning("domain %s answers again", domain.name)
 
     async def _reap(self, domain: Domain, gone: DomainProcess) -> None:
-        # not locked while it was asked: one that does not answer would make verbs and migrations wait
         if not _reapable(domain):
             return
         async with domain.lock:

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from ldmd.definition import (
     DomainDefinition,
-    format_size,
     from_document,
     to_document,
     unknown_key,
 )
 from ldmd.errors import DefinitionError, NotFound
+from ldmd.sizes import format_size
 
 Document = dict[str, Any]
 Edit = Callable[[DomainDefinition], DomainDefinition]

@@ -125,3 +125,14 @@ class OutcomeUnknown(LdmdError):
 class DaemonUnreachable(LdmdError):
     code = "daemon-unreachable"
     exit_status = 69
+
+
+def operator_error(error: BaseException) -> LdmdError | None:
+    """The LdmdError that it is, or that nurseries wrapped in groups with nothing else in them."""
+    if isinstance(error, LdmdError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        inner = [operator_error(e) for e in error.exceptions]
+        if all(e is not None for e in inner):
+            return inner[0]
+    return None

@@ -15,10 +15,11 @@ from attrs import field, frozen
 
 from ldmd.claims import Proofs, VolumeView
 from ldmd.config import Config
-from ldmd.definition import DomainDefinition, format_size
+from ldmd.definition import DomainDefinition
 from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown
 from ldmd.hypervisor import process
 from ldmd.hypervisor.driver import Attachments, Capabilities, Hypervisor
+from ldmd.sizes import format_size
 from ldmd.volumes import Found, Volumes
 from protocol.phases import Mode, RunState
 
@@ -28,6 +29,8 @@ class DefinedDomain(Protocol):
     def definition(self) -> DomainDefinition: ...
     @property
     def migration(self) -> str | None: ...
+    @property
+    def receiving(self) -> bool: ...
 
 
 @frozen(kw_only=True)
@@ -75,6 +78,7 @@ class View:
     switches: frozenset[str]
     domains_free: int
     incoming_free: int
+    incoming_max: int
 
 
 @frozen
@@ -212,6 +216,7 @@ class Inventory:
         # from here on no checkpoint: what is seen is of one instant, and can be held at once
         defined = list(domains)
         promised = [h.definition for h in self._holds.values() if h.incoming]
+        receiving = sum(d.receiving for d in defined)
         held = [definition for h in self._holds.values() for definition in h.definitions]
         everything = [d.definition for d in defined] + held
         return View(
@@ -220,7 +225,7 @@ class Inventory:
             unavailable=unavailable,
             names={d.name: d.uuid for d in everything},
             uuids=dict.fromkeys(self._living_orphans())
-            | {d.uuid: "promised" for d in promised}
+            | {h.definition.uuid: key for key, h in self._holds.items() if h.incoming}
             | {d.definition.uuid: d.migration for d in defined},
             macs={net.mac: d.name for d in everything for net in d.vnets},
             memory_free_bytes=self.memory_free_bytes,
@@ -229,7 +234,8 @@ class Inventory:
             volumes_in_use=self.volumes_written(),
             switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
-            incoming_free=self.config.resources.incoming_max - len(promised),
+            incoming_free=self.config.resources.incoming_max - len(promised) - receiving,
+            incoming_max=self.config.resources.incoming_max,
         )
 
     def _living_orphans(self) -> Iterable[str]:

@@ -30,11 +30,11 @@ from ldmd.host import Host
 from ldmd.hypervisor.driver import RunStatus
 from ldmd.journal.records import DomainState, Side
 from ldmd.migration import Migration
+from ldmd.outgoing import Outgoing, Ticket, target_is_full
 from ldmd.registry import Registry
 from protocol.events import Event
-from protocol.machine import Decision, Machine
-from protocol.phases import Mode, RunState
-from protocol.source import SOURCE
+from protocol.machine import Decision
+from protocol.phases import RunState
 
 log = logging.getLogger("ldmd.operations")
 
@@ -55,6 +55,7 @@ SETTLE_WAIT_SECONDS = 2.0
 class Operations:
     host: Host
     registry: Registry
+    outgoing: Outgoing
     port: int
     _asking: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(ASKED_AT_ONCE))
 
@@ -92,6 +93,7 @@ class Operations:
             "vcpus_free": self.host.inventory.vcpus_free,
             "domains": len(list(self.host.domains)),
             "migrations": len(list(self.registry)),
+            "queued": len(self.outgoing),
             "peers": [
                 {
                     "name": peer.name,
@@ -118,7 +120,10 @@ class Operations:
 
         async with trio.open_nursery() as nursery:
             for domain in domains:
-                nursery.start_soon(describe, domain)
+                if domain.state is DomainState.ACTIVE:
+                    nursery.start_soon(describe, domain)
+                else:
+                    described[domain.definition.uuid] = self._describe_as(domain, None)
         return {
             "host": self.host.config.host.name,
             "domains": [described[domain.definition.uuid] for domain in domains],
@@ -140,8 +145,10 @@ class Operations:
         return "unknown"
 
     async def _describe(self, domain: Domain) -> dict[str, Any]:
+        return self._describe_as(domain, await self._ask_run_state(domain))
+
+    def _describe_as(self, domain: Domain, run_state: str | None) -> dict[str, Any]:
         definition, process = domain.definition, domain.process
-        run_state = await self._ask_run_state(domain)
         return {
             "name": definition.name,
             "uuid": definition.uuid,
@@ -162,15 +169,18 @@ class Operations:
         }
 
     def _describe_operation(self, domain: Domain) -> dict[str, Any] | None:
-        migration = self.registry.of_domain(domain.definition.uuid)
-        if migration is None or migration.id != domain.migration:
+        if domain.migration is None:
             return None
+        migration = self.registry.get(domain.migration)
+        if migration is None:
+            return self.outgoing.describe_operation(domain.definition.uuid)
         progress = migration.progress
         return {
             "migration": migration.id,
             "kind": "migration",
             "role": migration.side,
             "phase": progress.phase,
+            "position": None,
             "peer": migration.peer,
             "percent": progress.percent,
             "done_bytes": progress.done_bytes,
@@ -221,20 +231,21 @@ class Operations:
         self, caller: Caller, arguments: Mapping[str, object], progress: Progress
     ) -> dict[str, Any]:
         given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run")
-        migration = await self._begin(
-            given.text("domain"),
-            given.text("peer"),
-            given.optional_text("new_name"),
-            dry_run=given.boolean("dry_run"),
-        )
-        log.info("%s: migrate-domain %s to %s", caller.user, migration.name, migration.peer)
-        await self._show_progress(migration, progress)
+        domain = self.host.domains.get(given.text("domain"))
+        peer = self._require_receiver(given.text("peer"))
+        new_name = given.optional_text("new_name")
+        if new_name is not None and not valid_name(new_name):
+            raise DefinitionError(f"{new_name!r} is not a name for a domain")
+        if given.boolean("dry_run"):
+            migration = await self._try_out(domain, peer, new_name)
+            await self._show_progress(migration, progress)
+        else:
+            ticket = self.outgoing.ask(domain, peer, new_name)
+            log.info("%s: migrate-domain %s to %s", caller.user, domain.name, peer)
+            migration = await self._follow(ticket, progress)
         return self._report(migration)
 
-    async def _begin(
-        self, name: str, peer_name: str, new_name: str | None, *, dry_run: bool
-    ) -> Migration:
-        domain = self.host.domains.get(name)
+    def _require_receiver(self, peer_name: str) -> str:
         peer = self.host.config.peers.get(peer_name)
         if peer is None:
             known = ", ".join(sorted(self.host.config.peers)) or "none"
@@ -247,43 +258,32 @@ class Operations:
                 f"{peer_name} may not receive domains from this host",
                 remedy=f"set may-receive = true in [peers.{peer_name}] of {self.host.config.path}",
             )
-        if new_name is not None and not valid_name(new_name):
-            raise DefinitionError(f"{new_name!r} is not a name for a domain")
-        migration_id = secrets.token_hex(16)
-        if dry_run:
-            require_free(domain)
-        else:
-            self.host.domains.take(domain, migration_id)
-        try:
-            await self.host.domains.readopt(domain)
-            run_state = await domain.run_state()
-            facts = await self.host.inventory.facts(
-                domain.definition, run_state, pending=domain.pending is not None
-            )
-            claims = await self.host.inventory.proofs.claim(
-                domain.definition,
-                run_state,
-                migration_id,
-                domain.serving,
-                domain.process.pid if run_state.mode is Mode.WARM and domain.process else None,
-            )
-        except BaseException:
-            self.host.domains.let_go(domain.definition.uuid, migration_id)
-            raise
-        migration = Migration(
-            self.host,
-            id=migration_id,
-            side=Side.SOURCE,
-            peer=peer_name,
-            machine=Machine(SOURCE, run_state.mode),
-            definition=domain.definition,
-            run_state=run_state,
-            domain=domain,
+        return peer_name
+
+    async def _try_out(self, domain: Domain, peer: str, new_name: str | None) -> Migration:
+        """A dry run; it moves nothing, so it takes no place among those that do."""
+        require_free(domain)
+        migration = await self.outgoing.make(
+            domain, peer, new_name, id=secrets.token_hex(16), dry_run=True
         )
-        migration.dry_run, migration.new_name = dry_run, new_name
-        migration.facts, migration.claims = facts | claims.facts, claims
-        migration.post(Event.START_DRY_RUN if dry_run else Event.START)
         self.registry.start(migration)
+        return migration
+
+    async def _follow(self, ticket: Ticket, progress: Progress) -> Migration:
+        """Its last migration, which has ended or is decided. Raises what kept it from beginning."""
+        shown: dict[str, Any] = {}
+
+        async def show_place() -> None:
+            nonlocal shown
+            document = self.outgoing.describe(ticket)
+            if ticket.position and document != shown:
+                shown = document
+                await progress(document)
+
+        migration = None
+        while migration is None or target_is_full(migration):
+            migration = await ticket.wait_begun(migration, show_place)
+            await self._show_progress(migration, progress)
         return migration
 
     async def _show_progress(self, migration: Migration, progress: Progress) -> None:
@@ -375,6 +375,15 @@ class Operations:
     ) -> dict[str, Any]:
         """Ask it to stop, and give the true answer: who owns the domain in the end."""
         name = Arguments.of(arguments, "domain").text("domain")
+        ticket = self.outgoing.find(name)
+        if ticket is not None and self.outgoing.withdraw(ticket):
+            log.info("%s: cancel-operation migration %s, queued", caller.user, ticket.name)
+            return {
+                "outcome": "cancelled",
+                "decision": "source",
+                "sentence": str(ticket.error),
+                "migration": ticket.id,
+            }
         migration = next(
             (m for m in self.registry if name in (m.name, m.new_name, m.definition.uuid, m.id)),
             None,

@@ -52,6 +52,7 @@ def recall(host: Host, history: MigrationHistory) -> tuple[Migration, tuple[Acti
     if domain is not None and domain.migration != entry.id:
         domain = None  # another migration has it, or none: this one let it go before it was settled
     if domain is not None:
+        domain.arriving = entry.side is Side.TARGET
         domain.settling = history.kinds[-1] in SETTLING
     migration = Migration(
         host,

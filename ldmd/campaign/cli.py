@@ -26,9 +26,8 @@ from ldmd.campaign.pair import CAMPAIGN_KINDS
 from ldmd.campaign.report import Report, find_versions, print_report
 from ldmd.campaign.runner import RunResult
 from ldmd.campaign.schedule import OnResult, Schedule
-from ldmd.control import operator_error
 from ldmd.demo.journey import KINDS
-from ldmd.errors import LdmdError
+from ldmd.errors import LdmdError, operator_error
 
 INTERRUPTED_STATUS: Final = 130
 JOBS_MAX: Final = 64

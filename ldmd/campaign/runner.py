@@ -17,9 +17,8 @@ from ldmd.campaign.observation import list_migrations, observe
 from ldmd.campaign.pair import DOMAIN, Pair
 from ldmd.campaign.plans import Plan, Way
 from ldmd.campaign.promise import Expectation, Judgement, find_reason_to_end, judge
-from ldmd.control import operator_error
 from ldmd.demo.fleet import HOSTS
-from ldmd.errors import DaemonUnreachable, LdmdError
+from ldmd.errors import DaemonUnreachable, LdmdError, operator_error
 from ldmd.fault_points import Kind
 from ldmd.hypervisor.oracle import ConsoleReport
 

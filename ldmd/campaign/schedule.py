@@ -15,8 +15,7 @@ from attrs import define, field
 from ldmd.campaign.pair import Kind, Pair, open_pair
 from ldmd.campaign.plans import Plan
 from ldmd.campaign.runner import Run, RunResult
-from ldmd.control import operator_error
-from ldmd.errors import LdmdError
+from ldmd.errors import LdmdError, operator_error
 
 RUNS_PER_PAIR: Final = 150
 """Journals and logs grow, and each run reads the journals."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ldmd.checks.rules import ACTIVE, BOUND, EVERY, CheckRule, Fault, Subject
-from ldmd.definition import format_size
+from ldmd.sizes import format_size
 
 
 def find_no_memory(s: Subject) -> Iterable[Fault]:
@@ -35,11 +35,21 @@ def find_no_room(s: Subject) -> Iterable[Fault]:
             f"{s.view.host} has as many domains as it may have",
             "raise [resources] domains-max there",
         )
-    if s.view.incoming_free <= 0:
+    if s.view.incoming_max == 0:
         yield Fault(
             s.view.host,
-            f"{s.view.host} receives as many migrations as it may at once",
-            "wait until one has ended, or raise [resources] incoming-max there",
+            f"{s.view.host} receives no migrations",
+            "raise [resources] incoming-max there",
+        )
+
+
+def find_too_many_incoming(s: Subject) -> Iterable[Fault]:
+    """Of its own code: it passes by itself, so the source's queue waits for it (``ldmd/outgoing.py``)."""
+    if s.view.incoming_free <= 0 < s.view.incoming_max:
+        yield Fault(
+            s.view.host,
+            f"{s.view.host} receives as many migrations as it may at once ({s.view.incoming_max})",
+            "a migration waits for its turn by itself; or raise [resources] incoming-max there",
         )
 
 
@@ -47,4 +57,5 @@ RULES = (
     CheckRule(code="memory", resource="memory", hard=ACTIVE | BOUND, find=find_no_memory),
     CheckRule(code="vcpus", resource="cpu", hard=ACTIVE | BOUND, find=find_no_vcpus),
     CheckRule(code="limits", resource="host", hard=EVERY, find=find_no_room),
+    CheckRule(code="incoming", resource="host", hard=EVERY, find=find_too_many_incoming),
 )

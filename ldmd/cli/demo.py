@@ -15,7 +15,7 @@ from rich.table import Table
 from ldmd.cli import output
 from ldmd.cli.progress import BarView, open_view
 from ldmd.cli.session import run
-from ldmd.definition import parse_size
+from ldmd.sizes import parse_size
 
 if TYPE_CHECKING:
     from ldmd.demo.journey import DemoReport

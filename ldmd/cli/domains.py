@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 import click
 
 from ldmd.cli import output
-from ldmd.cli.keywords import NEW_DOMAIN_KEYS, parse_keywords
 from ldmd.cli.session import Failure, Manager, pass_manager
 from ldmd.client import ControlClient
-from ldmd.definition import DomainDefinition, from_document, from_toml, to_document
 from ldmd.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from ldmd.definition import DomainDefinition
 
 STATE_VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "bind-domain": (
@@ -52,6 +53,8 @@ def add_domain(
     """
     if (file is None) == (not words):
         raise click.UsageError("say -i FILE, or KEY=VALUE... DOMAIN")
+    from ldmd.definition import from_toml, to_document
+
     definition = _make(lambda: from_toml(file.read()) if file else _from_words(words))
     added = manager.ask(lambda client: client.add_domain(to_document(definition)))
     if as_json:
@@ -61,6 +64,9 @@ def add_domain(
 
 
 def _from_words(words: tuple[str, ...]) -> DomainDefinition:
+    from ldmd.cli.keywords import NEW_DOMAIN_KEYS, parse_keywords
+    from ldmd.definition import from_document
+
     *pairs, name = words
     given = parse_keywords(pairs, NEW_DOMAIN_KEYS)
     return from_document({"name": name, "uuid": str(uuid.uuid4())} | given)

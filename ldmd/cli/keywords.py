@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ldmd.definition import parse_size, unknown_key
+from ldmd.definition import unknown_key
 from ldmd.errors import DefinitionError
+from ldmd.sizes import parse_size
 
 Document = dict[str, Any]
 Parse = Callable[[str], Document]

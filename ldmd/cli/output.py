@@ -12,13 +12,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from rich.console import Console
 
-from ldmd.cli.definitions import describe_definitions
-from ldmd.definition import format_size
+from ldmd.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Document = Mapping[str, Any]
 NOTHING: Final = "-"
@@ -37,6 +38,8 @@ SAFE: Final = frozenset(range(0x20, 0x7F)) - {ord("|"), ord("%")}
 
 
 def make_console() -> Console:
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     return Console(file=sys.stdout, width=width, highlight=False, markup=False)
 
@@ -137,8 +140,14 @@ def _operation(operation: Document | None) -> str:
     if operation is None:
         return NOTHING
     arrow = "to" if operation["role"] == "source" else "from"
-    how_far = "in doubt" if operation["in_doubt"] else operation["phase"]
+    how_far = "in doubt" if operation["in_doubt"] else _phase(operation)
     return f"{arrow} {operation['peer']}: {how_far}"
+
+
+def _phase(operation: Document) -> str:
+    """With its place while it is queued: ``queued, 3``."""
+    place = f", {operation['position']}" if operation["position"] else ""
+    return f"{operation['phase']}{place}"
 
 
 def print_status(domains: Sequence[Document]) -> None:
@@ -154,8 +163,8 @@ def print_status(domains: Sequence[Document]) -> None:
             operation["kind"],
             operation["role"],
             operation["peer"],
-            operation["phase"],
-            f"{operation['percent']:.0f} %",
+            _phase(operation),
+            NOTHING if operation["position"] else f"{operation['percent']:.0f} %",
             _rate(operation["rate_bytes_per_second"]),
             show_seconds(operation["remaining_seconds"]),
         )
@@ -173,6 +182,8 @@ def _rate(rate_bytes_per_second: float | None) -> str:
 
 def print_details(domains: Sequence[Document], definitions: Mapping[str, Document]) -> None:
     """``definitions``: name -> ``definition`` and ``pending``."""
+    from ldmd.cli.definitions import describe_definitions
+
     for index, domain in enumerate(domains):
         if index:
             click.echo()
@@ -214,6 +225,7 @@ def print_parseable(domains: Sequence[Document], *, status: bool) -> None:
                     "rate": f"{operation['rate_bytes_per_second'] or 0:.0f}",
                     "in-doubt": "yes" if operation["in_doubt"] else "no",
                     "migration": operation["migration"],
+                    "position": operation["position"],
                 }
             )
             print_record("DOMAIN", {"name": domain["name"]})
@@ -322,7 +334,7 @@ def print_manager(status: Document) -> None:
             "memory": share(status["memory_free_bytes"], status["memory_bytes"], show_bytes),
             "vcpus": share(status["vcpus_free"], status["vcpus"], str),
             "domains": status.get("domains"),
-            "migrations": status.get("migrations"),
+            "migrations": _count_migrations(status),
         },
     )
     if status["peers"]:
@@ -337,6 +349,11 @@ def print_manager(status: Document) -> None:
             for peer in status["peers"]
         ]
         print_table(("PEER", "ADDRESS", "MAY SEND", "MAY RECEIVE"), rows)
+
+
+def _count_migrations(status: Document) -> str:
+    queued = f", and {status['queued']} queued" if status["queued"] else ""
+    return f"{status['migrations']} under way{queued}"
 
 
 def print_findings(findings: Sequence[Document]) -> None:

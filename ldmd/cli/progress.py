@@ -70,6 +70,7 @@ class BarView:
 
     bars: Progress
     tasks: dict[Phase, TaskID] = field(factory=dict)
+    waiting: TaskID | None = None
 
     def show(self, document: Mapping[str, Any]) -> None:
         match document["event"]:
@@ -82,9 +83,24 @@ class BarView:
                     self.note(f"{finding['code']} ({finding['subject']}): {finding['sentence']}")
             case "in-doubt":
                 self.note(f"in doubt: {document['sentence']}")
+            case "queued":
+                self._wait(document)
 
     def note(self, sentence: str) -> None:
         self.bars.console.print(sentence)
+
+    def _wait(self, document: Mapping[str, Any]) -> None:
+        """A line that stays while its place changes, and goes when the migration begins."""
+        detail = describe_place(document)
+        if self.waiting is None:
+            self._forget_phases()  # it came back: its target has no room after all
+            self.waiting = self.bars.add_task("queued", total=None, detail=detail)
+        self.bars.update(self.waiting, detail=detail)
+
+    def _forget_phases(self) -> None:
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks.clear()
 
     def finish(self) -> None:
         """Completed: the last phase is full too."""
@@ -92,6 +108,9 @@ class BarView:
             self.bars.update(task, completed=100.0)
 
     def _enter(self, phase: Phase) -> None:
+        if self.waiting is not None:
+            self.bars.remove_task(self.waiting)
+            self.waiting = None
         self.finish()
         if phase not in self.tasks:
             self.tasks[phase] = self.bars.add_task(phase.value, total=100.0, detail="")
@@ -127,6 +146,9 @@ class PlainView:
                     self.note(f"{finding['code']} ({finding['subject']}): {finding['sentence']}")
             case "in-doubt":
                 self.note(f"in doubt: {document['sentence']}")
+            case "queued":
+                self.phase = "queued"
+                self.note(f"queued, {describe_place(document)}")
 
     def note(self, sentence: str) -> None:
         click.echo(sentence)
@@ -135,6 +157,11 @@ class PlainView:
         if phase != self.phase:
             self.phase, self.next_percent = phase, PLAIN_STEP_PERCENT
             self.note(phase)
+
+
+def describe_place(document: Mapping[str, Any]) -> str:
+    """``number 3: 4 migrations are under way, as many as may be``."""
+    return f"number {document['position']}: {document['sentence']}"
 
 
 def describe(document: Mapping[str, Any]) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-import trio
 from attrs import frozen
 
-from ldmd.client import ControlClient, connect
-from ldmd.control import operator_error
-from ldmd.errors import LdmdError
+from ldmd.client import ControlClient, carry_out, connect_blocking
+from ldmd.errors import LdmdError, operator_error
 
 T = TypeVar("T")
 SOCKET_DEFAULT: Final = "/run/ldmd/control.sock"
@@ -44,23 +42,29 @@ class Manager:
 
     socket: Path
 
-    def ask(self, question: Callable[[ControlClient], Awaitable[T]]) -> T:
-        """Run ``question`` with a client. Raises Failure."""
+    def ask(self, question: Callable[[ControlClient], Coroutine[Any, Any, T]]) -> T:
+        """Run ``question`` with a client; it waits for that alone, so trio is not needed. Raises Failure."""
 
-        async def conversation() -> T:
-            async with connect(self.socket) as client:
-                return await question(client)
+        def conversation() -> T:
+            with connect_blocking(self.socket) as client:
+                return carry_out(question(client))
 
-        return run(conversation)
+        return _for_people(conversation)
 
 
 pass_manager = click.make_pass_decorator(Manager)
 
 
-def run(conversation: Callable[[], Awaitable[T]]) -> T:
+def run(conversation: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """``trio.run`` with errors for people. Raises Failure; click's Exit after Ctrl-C."""
+    import trio
+
+    return _for_people(lambda: trio.run(conversation))
+
+
+def _for_people(conversation: Callable[[], T]) -> T:
     try:
-        return trio.run(conversation)
+        return conversation()
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED_STATUS) from None
     except (LdmdError, BaseExceptionGroup) as error:

@@ -123,6 +123,10 @@ class DomainProcess(abc.ABC):
         """Raises OutcomeUnknown when the process lives but does not answer; never HypervisorError."""
 
     @abc.abstractmethod
+    def has_ended(self) -> bool:
+        """Whether its status would be GONE, without asking the process: at once, and for many domains a second."""
+
+    @abc.abstractmethod
     async def suspend(self) -> None:
         """When this returns, no instruction runs and none of RAM changes. Idempotent."""
 

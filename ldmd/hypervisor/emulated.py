@@ -91,6 +91,9 @@ class EmulatedDomain(DomainProcess):
             return RunStatus.GONE
         return RunStatus(answer["status"])
 
+    def has_ended(self) -> bool:
+        return process.gone(self._identity)
+
     async def suspend(self) -> None:
         await self._command("suspend")
 

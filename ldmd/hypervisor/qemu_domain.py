@@ -173,6 +173,9 @@ class QemuDomain(DomainProcess):
                 raise OutcomeUnknown(error.sentence) from error
             raise
 
+    def has_ended(self) -> bool:
+        return process.gone(self.identity)
+
     async def suspend(self) -> None:
         async with self._connected() as qmp:
             status = await query_status(qmp)

@@ -18,7 +18,15 @@ import trio
 
 from ldmd import control
 from ldmd.client import ControlClient, connect
-from ldmd.control import Arguments, Caller, Progress, Verb, may_control, serve_control
+from ldmd.control import (
+    Arguments,
+    Caller,
+    Conversations,
+    Progress,
+    Verb,
+    may_control,
+    serve_control,
+)
 from ldmd.control_socket import find_group, open_control_socket
 from ldmd.errors import (
     BadRequest,
@@ -119,7 +127,7 @@ async def serving(path: Path, verbs: Mapping[str, Verb] = VERBS) -> AsyncIterato
 async def _serve(
     listener: trio.socket.SocketType, verbs: Mapping[str, Verb], status: trio.TaskStatus[None]
 ) -> None:
-    await serve_control(listener, verbs, allowed_group=ME, task_status=status)
+    await serve_control(listener, Conversations(verbs), allowed_group=ME, task_status=status)
 
 
 @contextlib.asynccontextmanager
@@ -371,6 +379,89 @@ async def test_there_is_a_limit_to_connections(
         with trio.fail_after(DEADLINE_SECONDS):
             while not await _is_served(path):
                 await trio.sleep(0.01)
+
+
+async def test_who_waits_for_a_migration_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(control, "WAITING_MAX", 2)
+    patients = [Patient(), Patient()]
+    turns = iter(patients)
+
+    async def wait(
+        caller: Caller, arguments: Mapping[str, object], progress: Progress
+    ) -> dict[str, Any]:
+        return await next(turns)(caller, arguments, progress)
+
+    async with (
+        serving(tmp_path / "s", {"migrate-domain": wait} | VERBS) as path,
+        connect(path) as first,
+        connect(path) as second,
+        trio.open_nursery() as nursery,
+    ):
+        for client, patient in zip((first, second), patients, strict=True):
+            nursery.start_soon(client.call, "migrate-domain")
+            await patient.began.wait()
+        async with connect(path) as third:
+            assert await third.call("count", {"to": 0}) == {"counted": 0}
+            with pytest.raises(Busy, match="2 connections wait for migrations"):
+                await third.call("migrate-domain")
+        with trio.fail_after(DEADLINE_SECONDS):
+            while not await _is_served(path):
+                await trio.sleep(0.01)
+        async with connect(path) as fourth:  # has the one place there is for those who ask
+            await fourth.call("count", {"to": 0})
+            for patient in patients:
+                patient.go_on.set()
+            nursery.cancel_scope.deadline = trio.current_time() + DEADLINE_SECONDS
+            while not first._usable:
+                await trio.sleep(0.01)
+            with pytest.raises(Busy, match="1 connections"):  # answered, and a place for no more
+                await first.call("count", {"to": 0})
+
+
+async def test_stopping_answers_who_waits_and_takes_no_more(tmp_path: Path) -> None:
+    patient = Patient()
+    conversations = Conversations({"wait": patient} | VERBS)
+    with open_control_socket(tmp_path / "s", group=ME) as listener:
+        async with trio.open_nursery() as clients:
+            front = trio.CancelScope()
+
+            async def serve(task_status: trio.TaskStatus[None]) -> None:
+                with front:
+                    await serve_control(
+                        listener,
+                        conversations,
+                        allowed_group=ME,
+                        handler_nursery=clients,
+                        task_status=task_status,
+                    )
+
+            await clients.start(serve)
+            async with connect(tmp_path / "s") as first, connect(tmp_path / "s") as second:
+                await second.call("count", {"to": 0})
+                answers: list[dict[str, Any]] = []
+
+                async def ask() -> None:
+                    answers.append(await first.call("wait"))
+
+                clients.start_soon(ask)
+                await patient.began.wait()
+                front.cancel()
+                conversations.stopping = True
+                with pytest.raises(Busy, match="the manager is stopping"):
+                    await second.call("count", {"to": 0})
+                with trio.move_on_after(0.1) as too_early:
+                    await conversations.wait_answered()
+                assert too_early.cancelled_caught
+                patient.go_on.set()
+                with trio.fail_after(DEADLINE_SECONDS):
+                    await conversations.wait_answered()
+                    while not answers:
+                        await trio.sleep(0.01)
+            clients.cancel_scope.cancel()
+    assert answers == [{"waited": True}]
 
 
 async def _is_served(path: Path) -> bool:

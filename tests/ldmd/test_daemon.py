@@ -346,6 +346,7 @@ STATUS = {
     "vcpus_free": int,
     "domains": int,
     "migrations": int,
+    "queued": int,
     "peers": [PEER, PEER],
 }
 IDLE = type(None)

@@ -21,16 +21,15 @@ from ldmd.definition import (
     DomainDefinition,
     VirtualDisk,
     VirtualNetwork,
-    format_size,
     from_document,
     from_toml,
-    parse_size,
     read_toml,
     to_document,
     to_toml,
     valid_name,
 )
 from ldmd.errors import DefinitionError
+from ldmd.sizes import format_size, parse_size
 from protocol import limits
 
 DOCUMENT: dict[str, Any] = {

@@ -21,6 +21,7 @@ from tests.ldmd.host import MIB, configure, define
 class Defined:
     definition: DomainDefinition
     migration: str | None = None
+    receiving: bool = False
 
 
 @pytest.fixture
@@ -175,7 +176,9 @@ async def test_the_view_of_an_instant(inventory: Inventory) -> None:
     }
     assert view.volumes_in_use == {("vds0", "file"): "mine"}
     assert view.switches == {"vsw0"}
-    assert (view.domains_free, view.incoming_free) == (0, 1)
+    assert (view.domains_free, view.incoming_free, view.incoming_max) == (0, 1, 2)
+    arriving = Defined(mine, migration="e" * 32, receiving=True)
+    assert (await inventory.view([arriving])).incoming_free == 0
     assert view.capabilities["emulated"].machines == {"riscv64-virt"}
 
 

@@ -58,6 +58,7 @@ VIEW = View(
     switches=frozenset({"vsw0"}),
     domains_free=1,
     incoming_free=1,
+    incoming_max=1,
 )
 
 FACTS: dict[str, Any] = {
@@ -125,7 +126,8 @@ WRONG: list[tuple[dict[str, Any], str, str, str, str, str]] = [
     ({"memory_free_bytes": -1}, "memory", "web1", HARD, HARD, ABSENT),
     ({"vcpus_free": 1}, "vcpus", "web1", HARD, HARD, ABSENT),
     ({"domains_free": 0}, "limits", "host-b", HARD, HARD, HARD),
-    ({"incoming_free": 0}, "limits", "host-b", HARD, HARD, HARD),
+    ({"incoming_free": 0, "incoming_max": 0}, "limits", "host-b", HARD, HARD, HARD),
+    ({"incoming_free": 0}, "incoming", "host-b", HARD, HARD, HARD),
     ({"volumes": {}}, "volume-missing", "boot", HARD, HARD, SOFT),
     ({"volumes": {"vds0": {}}}, "volume-missing", "boot", HARD, HARD, SOFT),
     ({"volumes": {"vds0": {"web1-boot": None}}}, "volume-missing", "boot", HARD, HARD, SOFT),
@@ -204,7 +206,7 @@ def test_all_findings_come_at_once_in_the_order_of_the_table() -> None:
         "memory",
         "vcpus",
         "limits",
-        "limits",
+        "incoming",
         "volume-missing",
         "volume-in-use",
         "switch-missing",

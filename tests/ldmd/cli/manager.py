@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from ldmd import edits
-from ldmd.control import Arguments, Caller, Progress, Verb, serve_control
+from ldmd.control import Arguments, Caller, Conversations, Progress, Verb, serve_control
 from ldmd.control_socket import open_control_socket
 from ldmd.definition import DomainDefinition, from_document, to_document
 from ldmd.definition_verbs import EDITS
@@ -40,6 +40,7 @@ OPERATION = {
     "kind": "migration",
     "role": "source",
     "phase": "transfer",
+    "position": None,
     "peer": "host-b",
     "percent": 62.4,
     "done_bytes": 40 * 2**20,
@@ -48,6 +49,14 @@ OPERATION = {
     "remaining_seconds": 0.4,
     "in_doubt": False,
     "sentence": "",
+}
+QUEUED = OPERATION | {
+    "phase": "queued",
+    "position": 3,
+    "percent": 0.0,
+    "rate_bytes_per_second": 0.0,
+    "remaining_seconds": None,
+    "sentence": "4 migrations are under way, as many as may be",
 }
 STATES = {
     "bind-domain": ("inactive", "bound"),
@@ -70,6 +79,17 @@ def progress_of(phase: str, percent: float) -> dict[str, Any]:
         "percent": percent,
         "done_bytes": done_bytes,
     } | rest
+
+
+def queued_at(position: int) -> dict[str, Any]:
+    return {
+        "event": "queued",
+        "migration": MIGRATION,
+        "peer": "host-b",
+        "position": position,
+        "waits_for": "outgoing-max",
+        "sentence": QUEUED["sentence"],
+    }
 
 
 class SmallHost:
@@ -111,6 +131,7 @@ class SmallHost:
             "console": "/run/a|b/console.log" if active else None,
             "pid": 4711 if active else None,
             "reconfiguration_pending": name in self.pending,
+            "vdisks": {disk.name: None for disk in definition.vdisks},
             "operation": self.operations.get(name),
         }
 
@@ -140,6 +161,8 @@ class SmallHost:
             "memory_free_bytes": 6 * 2**30,
             "vcpus": 4,
             "vcpus_free": 3,
+            "migrations": 0,
+            "queued": 0,
             "peers": [peer | {"may_receive": False}],
         }
 
@@ -220,6 +243,9 @@ class SmallHost:
         self.asked.append(("migrate-domain", arguments))
         name = given.text("domain")
         self.describe(name)
+        if name == "patient":
+            for position in (2, 1):
+                await progress(queued_at(position))
         await progress({"event": "phase", "phase": "check", "migration": MIGRATION})
         if name == "too-big":
             facts = {"findings": [FINDING, SOFT_FINDING], "migration": MIGRATION}
@@ -303,7 +329,7 @@ def serving(path: Path, host: SmallHost) -> Iterator[None]:
             token = trio.lowlevel.current_trio_token()
             stop.append(lambda: token.run_sync_soon(scope.cancel))
             ready.set()
-            await serve_control(listener, host.verbs(), allowed_group=os.getegid())
+            await serve_control(listener, Conversations(host.verbs()), allowed_group=os.getegid())
 
     def run() -> None:
         try:

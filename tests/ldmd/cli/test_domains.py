@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ldmd.cli import main, output
 from tests.ldmd.cli.conftest import Run
-from tests.ldmd.cli.manager import OPERATION, SmallHost
+from tests.ldmd.cli.manager import OPERATION, QUEUED, SmallHost
 
 DEFINITION = 'name = "ldg1"\nhypervisor = "emulated"\nmachine = "riscv64-virt"\nmemory = "64MiB"\n'
 
@@ -104,8 +104,13 @@ def test_list_parseable(ldm: Run, host: SmallHost) -> None:
     assert ldm("list", "-p", "-o", "status").stdout.splitlines()[1:] == [
         "DOMAIN|name=ldg1",
         "STATUS|op=migration|role=source|peer=host-b|phase=transfer|progress=62|rate=231211008"
-        "|in-doubt=no|migration=0123456789abcdef0123456789abcdef",
+        "|in-doubt=no|migration=0123456789abcdef0123456789abcdef|position=",
     ]
+    host.operations["ldg1"] = dict(QUEUED)
+    assert ldm("list", "-p", "-o", "status").stdout.splitlines()[2] == (
+        "STATUS|op=migration|role=source|peer=host-b|phase=queued|progress=0|rate=0"
+        "|in-doubt=no|migration=0123456789abcdef0123456789abcdef|position=3"
+    )
 
 
 def test_list_status(ldm: Run, host: SmallHost) -> None:
@@ -118,6 +123,17 @@ def test_list_status(ldm: Run, host: SmallHost) -> None:
         "\n"
         "ldg1 is in doubt: host-b is silent\n"
     )
+
+
+def test_a_place_in_the_queue(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1")
+    host.operations["ldg1"] = dict(QUEUED)
+    assert ldm("list", "-o", "status").stdout == (
+        "NAME  OPERATION  ROLE    PEER    PHASE      DONE  RATE  LEFT\n"
+        "ldg1  migration  source  host-b  queued, 3     -     -     -\n"
+    )
+    assert "to host-b: queued, 3\n" in ldm("list").stdout
+    assert json.loads(ldm("list", "--json").stdout)["domains"][0]["operation"]["position"] == 3
 
 
 def test_list_long_and_json(ldm: Run, host: SmallHost) -> None:

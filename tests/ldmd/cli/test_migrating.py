@@ -50,6 +50,18 @@ def test_each_phase_and_each_ten_percent_has_a_line(ldm: Run, host: SmallHost) -
     ]
 
 
+def test_its_place_in_the_queue_is_said(ldm: Run, host: SmallHost) -> None:
+    host.add("patient")
+    lines = ldm("migrate-domain", "patient", "host-b").stdout.splitlines()
+    assert lines[:3] == [
+        "queued, number 2: 4 migrations are under way, as many as may be",
+        "queued, number 1: 4 migrations are under way, as many as may be",
+        "check",
+    ]
+    document = json.loads(ldm("migrate-domain", "--json", "patient", "host-b").stdout)
+    assert document["outcome"] == "completed"
+
+
 def test_a_new_name_and_a_user(ldm: Run, host: SmallHost) -> None:
     host.add("ldg1")
     result = ldm("migrate", "ldg1", "root@host-b.example:ldg2")
@@ -189,7 +201,7 @@ def test_a_hang_up_does_not_ask_for_it(socket_path: Path, host: SmallHost) -> No
 
 
 def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost) -> None:
-    host.add("ldg1")
+    host.add("patient")
     leader, follower = pty.openpty()
     received = bytearray()
 
@@ -206,7 +218,7 @@ def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        with started(socket_path, "migrate", "ldg1", "host-b", stdout=follower) as process:
+        with started(socket_path, "migrate", "patient", "host-b", stdout=follower) as process:
             os.close(follower)
             assert process.wait(DEADLINE_SECONDS) == 0
     finally:
@@ -217,4 +229,5 @@ def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost
     for phase in PHASES:
         assert any(re.fullmatch(rf"{phase} +━+ 100 % ?.*", line.rstrip()) for line in lines), lines
     assert all(len(line) <= 80 for line in lines)
-    assert "ldg1 runs on host-b" in lines
+    assert any(line.startswith("queued") and "number 2: 4 mig" in line for line in lines), lines
+    assert "patient runs on host-b" in lines

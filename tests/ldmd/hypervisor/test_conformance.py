@@ -180,8 +180,12 @@ async def test_destroy_whatever_its_status(rig: Rig, status: str) -> None:
 
 async def test_gone_process_definitely_does_nothing(rig: Rig) -> None:
     domain = await rig.create()
+    assert not domain.has_ended()
+    with stopped(domain):
+        assert not domain.has_ended(), "it was not asked"
     os.kill(domain.pid, signal.SIGKILL)
     await rig.wait_status(domain, RunStatus.GONE)
+    assert domain.has_ended()
     for call in (domain.suspend, domain.resume, domain.retrieve_device_state):
         with pytest.raises(HypervisorError):
             await call()
