@@ -32,7 +32,7 @@ MODULES: Final[dict[str, tuple[str, ...]]] = {
         "list-constraints",
         "set-domain",
         "rename-domain",
-        *(f"{what}-{thing}" for thing in ("vcpu", "memory") for what in ("set", "add", "remove")),
+        *(f"{what}-{thing}" for thing in ("vcpu", "memory") for what in ("add", "set", "remove")),
         *(f"{what}-{thing}" for thing in ("vdisk", "vnet") for what in ("add", "set", "remove")),
         *(f"{what}-variable" for what in ("add", "set", "remove")),
         "cancel-reconf",

@@ -396,11 +396,13 @@ async def test_who_waits_for_a_migration_keeps_nobody_out(
 
     async with (
         serving(tmp_path / "s", {"migrate-domain": wait} | VERBS) as path,
-        connect(path) as first,
-        connect(path) as second,
+        contextlib.AsyncExitStack() as clients,
         trio.open_nursery() as nursery,
     ):
-        for client, patient in zip((first, second), patients, strict=True):
+        waiting = []
+        for patient in patients:  # the next one finds the place that this one has given back
+            client = await clients.enter_async_context(connect(path))
+            waiting.append(client)
             nursery.start_soon(client.call, "migrate-domain")
             await patient.began.wait()
         async with connect(path) as third:
@@ -415,10 +417,10 @@ async def test_who_waits_for_a_migration_keeps_nobody_out(
             for patient in patients:
                 patient.go_on.set()
             nursery.cancel_scope.deadline = trio.current_time() + DEADLINE_SECONDS
-            while not first._usable:
+            while not waiting[0]._usable:
                 await trio.sleep(0.01)
             with pytest.raises(Busy, match="1 connections"):  # answered, and a place for no more
-                await first.call("count", {"to": 0})
+                await waiting[0].call("count", {"to": 0})
 
 
 async def test_stopping_answers_who_waits_and_takes_no_more(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ finally:
     ("words", "needed"),
     [
         (("list",), set()),
-        (("list", "-l"), set()),
+        (("list", "-l"), {"cattrs"}),
         (("list", "-o", "status", "-p"), set()),
         (("status",), set()),
         (("list-migrations",), set()),
         (("stop-domain", "ldg1"), set()),
-        (("cancel-operation", "migration", "ldg1"), {"trio", "ssl", "rich"}),
+        (("cancel-operation", "migration", "ldg1"), {"trio", "ssl", "rich", "cattrs"}),
     ],
     ids=" ".join,
 )
