@@ -30,6 +30,8 @@ FORMAT: Final = "raw"
 """All that volumes can be now; said, so that another one is noticed."""
 IDENTITY: Final = re.compile(rf"[\x20-\x7e]{{1,{TEXT_LENGTH_MAX}}}")
 WHY_LENGTH_MAX: Final = 200
+SENTENCE_BYTES_MAX: Final = 400
+"""Of what a finding says of one volume: all findings go into one message."""
 
 
 @frozen(kw_only=True)
@@ -223,7 +225,8 @@ class Proofs:
                 return VolumeView()
             answer = await self.volumes.find(disk)
             if isinstance(answer, str):
-                return VolumeView(name=candidates[0].name, why=answer)
+                why = make_printable(answer, SENTENCE_BYTES_MAX)
+                return VolumeView(name=candidates[0].name, why=why)
             found[disk.name] = answer
             settings, seen = answer.volume.settings, answer.probe
             label = f"{disk.volume}@{disk.service}"
@@ -237,7 +240,7 @@ class Proofs:
                 group=settings.mpgroup,
                 direct=seen.direct,
                 storage_same=not why,
-                storage_why=why,
+                storage_why=make_printable(why, SENTENCE_BYTES_MAX),
             )
 
         views = await self.volumes.of_each(definition, one)

@@ -317,7 +317,7 @@ class Multipath:
         return "nothing serves it"
 
     async def _switch(self, domain: Domain, watched: Watched, disk: VirtualDisk, ails: str) -> str:
-        """To the next path that can be used; gives why there is none. ``ails``: why not to stay; empty: that will do."""
+        """To the next path that can be used; gives why there is none. ``ails``: why not to stay; empty: that would do."""
         paths = watched.paths[disk.name]
         before = domain.serving.get(disk.name)
         volumes = self.domains.inventory.volumes

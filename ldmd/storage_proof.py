@@ -6,9 +6,9 @@ be neither foreseen nor found beside a volume of another name; a stale one has a
 stand for the file: symbolic links are followed first, the file must be on the same mount as the folder (nothing is mounted
 over it), and the file's inode has to be equal (``storage_identity.py``), which that of a copy is not.
 
-*A lock on it*, where the folder cannot be written: a lock on one byte far behind any end of the file, at a place made from
-the migration's id. The other side sees it, and none on the bytes beside it, only if it is the same file and the storage
-tells hosts of each other's locks. Nothing is written at all.
+*A lock on it*, where the folder cannot be written or says nothing of the file: a lock on one byte far behind any end of
+the file, at a place made from the migration's id. The other side sees it, and none on the bytes beside it, only if it is
+the same file and the storage tells hosts of each other's locks. Nothing is written at all.
 
 Sources: fcntl_locking(2) on open file description locks, proc(5). Everything here blocks: call it in a thread.
 """
@@ -80,6 +80,10 @@ def _folder_of(path: Path) -> Iterator[tuple[int, int]]:
         os.close(file)
 
 
+class Unwanted(NotKnown):
+    """Nobody waits for it any more."""
+
+
 @define(eq=False)
 class Token:
     """What the source put there for one volume. ``remove`` takes it away again; idempotent.
@@ -112,6 +116,10 @@ def put(
     """
     try:
         return _put_nonce(base, host, proof, wanted)
+    except Unwanted:
+        raise
+    except NotKnown as error:
+        beside = str(error)
     except OSError as error:
         beside = error.strerror
     try:
@@ -136,7 +144,7 @@ def _put_nonce(base: Path, host: str, proof: str, wanted: Callable[[str], bool])
             finally:
                 os.close(descriptor)
             if not wanted(name):
-                raise NotKnown("it took too long")
+                raise Unwanted("it took too long")
         except BaseException:
             os.unlink(name, dir_fd=folder)
             raise

@@ -105,14 +105,16 @@ async def switch(qmp: Qmp, vdisks: Sequence[VirtualDisk], name: str, disk: Disk)
 
 
 async def _set_drive(qmp: Qmp, index: int, node: str) -> None:
+    """QEMU (seen with 7.2) ends on a failed assertion when the device is on that node already, so it is asked first."""
+    if await _node_in_use(qmp, index) == node:
+        return
     path = _DEVICE.format(index)
     await qmp.execute("qom-set", {"path": path, "property": "drive", "value": node})
 
 
 async def _let_go(qmp: Qmp, index: int, ours: re.Pattern[str], *, keep: str) -> None:
     """Close the device's path, so that its lock is free: onto a node where every access fails."""
-    image = (await _query_devices(qmp)).get(index, {}).get("inserted", {}).get("image", {})
-    size_bytes = image.get("virtual-size")
+    size_bytes = (await _query_inserted(qmp, index)).get("image", {}).get("virtual-size")
     if type(size_bytes) is not int:
         raise HypervisorError("QEMU does not say how large the volume is")
     node = f"gone{index}"
@@ -129,6 +131,15 @@ async def _let_go(qmp: Qmp, index: int, ours: re.Pattern[str], *, keep: str) -> 
         )
     await _set_drive(qmp, index, node)
     await _remove_nodes(qmp, index, ours, keep=keep)
+
+
+async def _query_inserted(qmp: Qmp, index: int) -> dict[str, Any]:
+    inserted = (await _query_devices(qmp)).get(index, {}).get("inserted")
+    return inserted if isinstance(inserted, dict) else {}
+
+
+async def _node_in_use(qmp: Qmp, index: int) -> object:
+    return (await _query_inserted(qmp, index)).get("node-name")
 
 
 async def _node_names(qmp: Qmp) -> set[str]:

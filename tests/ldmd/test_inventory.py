@@ -1,4 +1,4 @@
-"""What the host offers: room is promised once, names become paths, and volumes have sizes."""
+"""What the host offers: room is promised once, and names become paths."""
 
 from __future__ import annotations
 
@@ -103,9 +103,11 @@ async def test_two_who_ask_at_once_are_not_both_promised(inventory: Inventory) -
 # ---- devices ---------------------------------------------------------------------------------------------
 
 
-def test_names_become_paths_and_bridges(inventory: Inventory, tmp_path: Path) -> None:
-    found = inventory.resolve(define(vdisks=(disk("file"), disk("fifo", "d1")), vnets=(net(),)))
-    assert found.disks == {"d0": tmp_path / "file", "d1": tmp_path / "fifo"}
+async def test_names_become_paths_and_bridges(inventory: Inventory, tmp_path: Path) -> None:
+    disks = (disk("file"), disk("link", "d1"))
+    found = await inventory.resolve(define(vdisks=disks, vnets=(net(),)))
+    assert found.disks == {"d0": tmp_path / "file", "d1": tmp_path / "link"}
+    assert found.volumes == {"d0": "file@vds0", "d1": "link@vds0"}
     assert found.bridges == {"n0": "br0"}
 
 
@@ -120,33 +122,24 @@ def test_names_become_paths_and_bridges(inventory: Inventory, tmp_path: Path) ->
         ({"vnets": (net(switch="vsw9"),)}, "there is no virtual switch vsw9 on this host"),
     ],
 )
-def test_a_name_that_is_not_there(
+async def test_a_name_that_is_not_there(
     inventory: Inventory, devices: dict[str, tuple[object, ...]], sentence: str
 ) -> None:
     with pytest.raises(NotFound, match=sentence) as caught:
-        inventory.resolve(define(**devices))
+        await inventory.resolve(define(**devices))
     assert "configuration" in caught.value.remedy
 
 
-@pytest.mark.parametrize(
-    ("volume", "size_bytes"),
-    [
-        ("file", 12345),
-        ("link", 12345),
-        ("missing", None),
-        ("folder", None),
-        ("fifo", None),
-        ("not-a-volume", None),
-    ],
-)
-async def test_the_size_of_a_volume(
-    inventory: Inventory, volume: str, size_bytes: int | None
+async def test_a_volume_that_became_another_since_it_was_proved(
+    inventory: Inventory, tmp_path: Path
 ) -> None:
-    with trio.fail_after(5):  # a FIFO that nobody writes to must not be waited for
-        found = await trio.to_thread.run_sync(
-            inventory.volume_size, "vds0", volume, abandon_on_cancel=True
-        )
-    assert found == size_bytes
+    definition = define(vdisks=(disk("file"),))
+    proved = await inventory.volumes.resolve(definition)
+    assert (await inventory.resolve(definition, proved)).disks == {"d0": tmp_path / "file"}
+    (tmp_path / "new").write_bytes(b"x" * 12345)
+    (tmp_path / "new").replace(tmp_path / "file")
+    with pytest.raises(NotFound, match="would not be served by the storage that was checked"):
+        await inventory.resolve(definition, proved)
 
 
 # ---- phase 1 ---------------------------------------------------------------------------------------------
@@ -167,13 +160,7 @@ async def test_the_view_of_an_instant(inventory: Inventory) -> None:
     assert view.uuids[coming.uuid] is not None, "a promised domain belongs to a migration"
     assert view.macs == {"52:54:00:00:00:01": "mine", "52:54:00:00:00:02": "coming"}
     assert (view.memory_free_bytes, view.vcpus_free) == (56 * MIB, 1)
-    assert view.volumes["vds0"] == {
-        "file": 12345,
-        "link": 12345,
-        "missing": None,
-        "folder": None,
-        "fifo": None,
-    }
+    assert view.vdisks == {}, "no domain was looked at"
     assert view.volumes_in_use == {("vds0", "file"): "mine"}
     assert view.switches == {"vsw0"}
     assert (view.domains_free, view.incoming_free, view.incoming_max) == (0, 1, 2)
@@ -183,14 +170,12 @@ async def test_the_view_of_an_instant(inventory: Inventory) -> None:
 
 
 async def test_facts_of_an_active_domain(inventory: Inventory) -> None:
-    definition = define(vdisks=(disk("file"), disk("missing", "d1")))
+    definition = define()
     facts = await inventory.facts(definition, RunState.RUNNING)
     version = list((await inventory.capabilities("emulated")).version)
-    assert facts["volumes"] == {"file@vds0": 12345}
     assert facts["hypervisor-version"] == version
     assert await inventory.facts(definition, RunState.BOUND, pending=True) == {
-        "volumes": {"file@vds0": 12345},
-        "reconfiguration-pending": True,
+        "reconfiguration-pending": True
     }
 
 

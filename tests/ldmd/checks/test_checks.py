@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ldmd import checks
 from ldmd.checks import Subject
+from ldmd.claims import SENTENCE_BYTES_MAX, VolumeView
 from ldmd.definition import DomainDefinition, VirtualDisk, VirtualNetwork
 from ldmd.hypervisor.driver import Capabilities
 from ldmd.inventory import View
@@ -53,7 +54,9 @@ VIEW = View(
     macs={"52:54:00:00:00:01": "other"},
     memory_free_bytes=512 * limits.MIB,
     vcpus_free=2,
-    volumes={"vds0": {"web1-boot": 4096}},
+    vdisks={
+        "boot": VolumeView(name="web1-boot@vds0", size_bytes=4096, direct=True, storage_same=True)
+    },
     volumes_in_use={},
     switches=frozenset({"vsw0"}),
     domains_free=1,
@@ -63,6 +66,7 @@ VIEW = View(
 
 FACTS: dict[str, Any] = {
     "volumes": {"web1-boot@vds0": 4096},
+    "storage": {"web1-boot@vds0": {"format": "raw", "direct": True, "host-only": False}},
     "hypervisor-version": [8, 2, 1],
     "architecture": "x86_64",
     "accelerator": "kvm",
@@ -92,6 +96,23 @@ def run(
 
 def capable(**change: Any) -> dict[str, Any]:
     return {"capabilities": {"qemu": attrs.evolve(CAPABILITIES, **change)}}
+
+
+def seen(**change: Any) -> dict[str, Any]:
+    """The volume that would serve the vdisk, changed."""
+    return {"vdisks": {"boot": attrs.evolve(VIEW.vdisks["boot"], **change)}}
+
+
+def claimed(**change: Any) -> dict[str, Any]:
+    """What the source says of the storage, changed; None: it does not say it."""
+    entry = FACTS["storage"]["web1-boot@vds0"] | {k.replace("_", "-"): v for k, v in change.items()}
+    return FACTS | {
+        "storage": {"web1-boot@vds0": {k: v for k, v in entry.items() if v is not None}}
+    }
+
+
+def with_vdisk(**change: Any) -> DomainDefinition:
+    return attrs.evolve(DEFINITION, vdisks=(attrs.evolve(DEFINITION.vdisks[0], **change),))
 
 
 HARD, SOFT, ABSENT = "hard", "soft", "absent"
@@ -128,10 +149,41 @@ WRONG: list[tuple[dict[str, Any], str, str, str, str, str]] = [
     ({"domains_free": 0}, "limits", "host-b", HARD, HARD, HARD),
     ({"incoming_free": 0, "incoming_max": 0}, "limits", "host-b", HARD, HARD, HARD),
     ({"incoming_free": 0}, "incoming", "host-b", HARD, HARD, HARD),
-    ({"volumes": {}}, "volume-missing", "boot", HARD, HARD, SOFT),
-    ({"volumes": {"vds0": {}}}, "volume-missing", "boot", HARD, HARD, SOFT),
-    ({"volumes": {"vds0": {"web1-boot": None}}}, "volume-missing", "boot", HARD, HARD, SOFT),
-    ({"volumes": {"vds0": {"web1-boot": 8192}}}, "volume-size", "boot", HARD, HARD, ABSENT),
+    ({"vdisks": {}}, "volume-missing", "boot", HARD, HARD, SOFT),
+    (seen(name=""), "volume-missing", "boot", HARD, HARD, SOFT),
+    (seen(why="web1-boot@vds0: No such file"), "volume-missing", "boot", HARD, HARD, SOFT),
+    (seen(size_bytes=8192), "volume-size", "boot", HARD, HARD, SOFT),
+    (seen(format="qcow2"), "volume-size", "boot", HARD, HARD, SOFT),
+    (seen(read_only=True), "volume-options", "boot", HARD, ABSENT, ABSENT),
+    (seen(direct=False), "volume-options", "boot", HARD, ABSENT, ABSENT),
+    (
+        {"definition": with_vdisk(mpgroup="paths")},
+        "volume-options",
+        "boot",
+        HARD,
+        ABSENT,
+        ABSENT,
+    ),
+    ({"facts": claimed(direct=None)}, "volume-options", "boot", HARD, ABSENT, ABSENT),
+    (
+        seen(storage_same=False, storage_why="it is another"),
+        "storage-not-shared",
+        "boot",
+        HARD,
+        HARD,
+        ABSENT,
+    ),
+    ({"definition": with_vdisk(cache="writeback")}, "cache-unsafe", "boot", HARD, ABSENT, ABSENT),
+    (
+        {"definition": with_vdisk(cache="writethrough")},
+        "cache-unsafe",
+        "boot",
+        HARD,
+        ABSENT,
+        ABSENT,
+    ),
+    ({"definition": with_vdisk(cache="unsafe")}, "cache-unsafe", "boot", HARD, ABSENT, ABSENT),
+    ({"facts": claimed(host_only=True)}, "host-only", "boot", HARD, HARD, HARD),
     (
         {"volumes_in_use": {("vds0", "web1-boot"): "other"}},
         "volume-in-use",
@@ -189,7 +241,7 @@ def test_all_findings_come_at_once_in_the_order_of_the_table() -> None:
         macs={MAC: "somebody"},
         memory_free_bytes=0,
         vcpus_free=0,
-        volumes={},
+        vdisks={},
         volumes_in_use={("vds0", "web1-boot"): "somebody"},
         switches=frozenset(),
         domains_free=0,
@@ -238,6 +290,29 @@ def test_versions_compare_as_numbers(version: object, codes: list[str]) -> None:
     assert [f.code for f in found] == codes
 
 
+def test_what_may_be_forced_is_little() -> None:
+    assert {r.code for r in checks.ALL if r.forcible and r.resource == "vdisk"} == {"cache-unsafe"}
+
+
+@pytest.mark.parametrize("cache", ["none", "directsync"])
+def test_a_cache_that_keeps_nothing_is_safe(cache: str) -> None:
+    assert run(definition=with_vdisk(cache=cache)) == ()
+
+
+def test_a_vdisk_that_writes_nothing_may_be_cached() -> None:
+    assert (
+        run(definition=with_vdisk(cache="writeback", read_only=True), **seen(read_only=True)) == ()
+    )
+
+
+def test_without_direct_io_at_the_source_none_is_needed_at_the_target() -> None:
+    assert run(facts=claimed(direct=False), **seen(direct=False)) == ()
+
+
+def test_a_group_that_both_have_is_equal() -> None:
+    assert run(definition=with_vdisk(mpgroup="paths"), **seen(group="paths")) == ()
+
+
 # ---- a hostile source ------------------------------------------------------------------------------------
 
 PLAIN = st.recursive(
@@ -250,6 +325,15 @@ PLAIN = st.recursive(
 HOSTILE = st.fixed_dictionaries(
     {},
     optional={
+        "storage": PLAIN
+        | st.fixed_dictionaries(
+            {
+                "web1-boot@vds0": PLAIN
+                | st.fixed_dictionaries(
+                    {}, optional={"format": PLAIN, "direct": PLAIN, "host-only": PLAIN}
+                )
+            }
+        ),
         "volumes": PLAIN | st.fixed_dictionaries({"web1-boot@vds0": PLAIN}),
         "hypervisor-version": PLAIN | st.lists(st.integers(-(2**63), 2**64 - 1), max_size=1024),
         "machine": PLAIN | st.text(max_size=4096),
@@ -299,24 +383,40 @@ def test_the_most_that_can_be_found_fits_into_one_message() -> None:
         VirtualNetwork(name=long(n, "n"), switch=long(n, "w"), mac=f"52:54:00:00:00:{n:02x}")
         for n in range(count)
     )
-    findings = run(
-        definition=attrs.evolve(DEFINITION, name=long(0), vdisks=disks, vnets=nets, vcpus=9),
-        facts={"accelerator": "\x1b" * 4096, "machine": "y" * 4096},
-        host="h" * 64,
-        names={long(0): OTHER_UUID},
-        uuids={UUID: None},
-        macs={net.mac: long(1, "m") for net in nets},
-        volumes={},
-        volumes_in_use={(d.service, d.volume): long(2, "u") for d in disks},
-        switches=frozenset(),
-        memory_free_bytes=0,
-        vcpus_free=0,
-        domains_free=0,
-        incoming_free=0,
-    )
-    assert len(findings) == limits.FINDINGS_MAX
-    answer = Checked(migration="0" * 32, findings=findings)
-    assert codec.decode(codec.encode(answer)) == answer
+    views: list[dict[str, VolumeView]] = [
+        {},
+        {
+            d.name: VolumeView(
+                name=f"{d.volume}@{d.service}",
+                size_bytes=2**60,
+                format="qcow2",
+                read_only=True,
+                direct=False,
+                storage_why="w" * SENTENCE_BYTES_MAX,
+            )
+            for d in disks
+        },
+        {d.name: VolumeView(name=d.volume, why="w" * SENTENCE_BYTES_MAX) for d in disks},
+    ]
+    for view in views:
+        findings = run(
+            definition=attrs.evolve(DEFINITION, name=long(0), vdisks=disks, vnets=nets, vcpus=9),
+            facts={"accelerator": "\x1b" * 4096, "machine": "y" * 4096},
+            host="h" * 64,
+            names={long(0): OTHER_UUID},
+            uuids={UUID: None},
+            macs={net.mac: long(1, "m") for net in nets},
+            vdisks=view,
+            volumes_in_use={(d.service, d.volume): long(2, "u") for d in disks},
+            switches=frozenset(),
+            memory_free_bytes=0,
+            vcpus_free=0,
+            domains_free=0,
+            incoming_free=0,
+        )
+        assert len(findings) == limits.FINDINGS_MAX
+        answer = Checked(migration="0" * 32, findings=findings)
+        assert codec.decode(codec.encode(answer)) == answer
 
 
 def test_a_hard_finding_is_never_among_those_that_do_not_fit() -> None:
