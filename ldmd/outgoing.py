@@ -210,7 +210,8 @@ class Outgoing:
     def _why_waiting(self, ticket: Ticket) -> str:
         if ticket.peer in self._full:
             return f"{ticket.peer} receives as many migrations as it may"
-        return f"{self._places_taken} migrations are under way, as many as may be"
+        are = "is" if self._places_taken == 1 else "are"
+        return f"{self._places_taken} {are} under way, as many as may be"
 
     # ---- the queue ---------------------------------------------------------------------------------------
 

@@ -93,6 +93,7 @@ class VerbGroup(click.Group):
 @click.group(
     cls=VerbGroup,
     commands=Commands(),
+    epilog="Verbs have short forms (`ldm list`, `ldm migrate`), and `ldm VERB --help` says more.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(

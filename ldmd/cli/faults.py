@@ -43,9 +43,11 @@ def list_faults(manager: Manager, long: bool, as_json: bool) -> None:
 def arm_fault(manager: Manager, faults: tuple[str, ...]) -> None:
     """Make each fault happen when its point is reached next, once.
 
+    KIND is crash, cut, hang, delay:SECONDS, fail, unknown, cut-after:BYTES or flip:BIT, as the
+    point allows (`ldm fault list -l`).
+
     \b
-    KIND is crash, cut, hang, delay:SECONDS, fail, unknown, cut-after:BYTES or flip:BIT, as the point allows
-    (`ldm fault list -l`): ldm fault arm target.record-committed.after=crash
+    ldm fault arm target.record-committed.after=crash
     """
 
     async def arm(client: ControlClient) -> None:

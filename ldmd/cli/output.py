@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ldmd.cli.lines import PIPE_COLUMNS, find_columns, wrap
 from ldmd.sizes import format_size
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 NOTHING: Final = "-"
-PIPE_COLUMNS: Final = 100_000
-"""Width of what is no terminal: whoever reads it does not want it cut."""
 FIRST_COLUMN_MIN: Final = 16
 DECISIONS: Final[Mapping[str, str]] = {
     "source": "stays",
@@ -94,7 +93,7 @@ def print_table(
 
 def find_room() -> int:
     """Columns that a line may have."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
+    return find_columns(sys.stdout)
 
 
 def _cut(text: str, width: int) -> str:
@@ -145,8 +144,8 @@ def _operation(operation: Document | None) -> str:
 
 
 def _phase(operation: Document) -> str:
-    """With its place while it is queued: ``queued, 3``."""
-    place = f", {operation['position']}" if operation["position"] else ""
+    """With its place while it is queued: ``queued 3``."""
+    place = f" {operation['position']}" if operation["position"] else ""
     return f"{operation['phase']}{place}"
 
 
@@ -173,7 +172,8 @@ def print_status(domains: Sequence[Document]) -> None:
     print_table(header, rows, right=("DONE", "RATE", "LEFT"))
     for name, operation in busy:
         if operation["in_doubt"]:
-            click.echo(f"\n{name} is in doubt: {operation['sentence']}")
+            said = f"{name} is in doubt: {operation['sentence']}"
+            click.echo("\n" + wrap(said, stream=sys.stdout, indent=2))
 
 
 def _rate(rate_bytes_per_second: float | None) -> str:
@@ -359,11 +359,10 @@ def _count_migrations(status: Document) -> str:
 def print_findings(findings: Sequence[Document]) -> None:
     for finding in findings:
         weight = "failed" if finding["hard"] else "note"
-        click.echo(
-            f"  {weight:<6}  {finding['code']} ({finding['subject']}): {finding['sentence']}"
-        )
+        said = f"  {weight:<6}  {finding['code']} ({finding['subject']}): {finding['sentence']}"
+        click.echo(wrap(said, stream=sys.stdout, indent=10))
         if finding["remedy"]:
-            click.echo(f"          {finding['remedy']}")
+            click.echo(wrap(f"          {finding['remedy']}", stream=sys.stdout, indent=10))
 
 
 def print_moved(result: Document) -> None:

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 
 import click
 from attrs import define, field
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 
 from ldmd.cli import output
 from protocol.phases import Phase
@@ -44,11 +44,22 @@ def open_view(console: Console, *, quiet: bool = False) -> Iterator[View]:
         yield PlainView()
 
 
+class OfPhases(ProgressColumn):
+    """A column that a task without a total, which only waits, does not have."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        self.column = column
+        super().__init__()
+
+    def render(self, task: Task) -> RenderableType:
+        return "" if task.total is None else self.column.render(task)
+
+
 def make_bars(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:<8}"),
-        BarColumn(bar_width=BAR_COLUMNS),
-        TextColumn("{task.percentage:>3.0f} %"),
+        OfPhases(BarColumn(bar_width=BAR_COLUMNS)),
+        OfPhases(TextColumn("{task.percentage:>3.0f} %")),
         TextColumn("{task.fields[detail]}"),
         console=console,
         refresh_per_second=REFRESHES_PER_SECOND,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 from attrs import frozen
 
+from ldmd.cli.lines import wrap
 from ldmd.client import ControlClient, carry_out, connect_blocking
 from ldmd.errors import LdmdError, operator_error
 
@@ -31,9 +33,9 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         for line in self.error.sentence.splitlines() or [self.error.code]:
-            click.echo(f"ldm: {line}", err=True)
+            click.echo(wrap(f"ldm: {line}", stream=sys.stderr), err=True)
         if self.error.remedy:
-            click.echo(f"     {self.error.remedy}", err=True)
+            click.echo(wrap(f"     {self.error.remedy}", stream=sys.stderr), err=True)
 
 
 @frozen

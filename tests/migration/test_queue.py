@@ -145,9 +145,7 @@ async def test_the_queue_in_the_order_asked(tmp_path: Path) -> None:
         assert await is_queue(host, "ldg2", "ldg3", "ldg4")
         status = await host.call("status")
         assert (status["migrations"], status["queued"]) == (1, 3)
-        assert (
-            waiting["ldg4"].said[0]["sentence"] == "1 migrations are under way, as many as may be"
-        )
+        assert waiting["ldg4"].said[0]["sentence"] == "1 is under way, as many as may be"
 
         # nothing of a queued one has begun, and nobody else may have it
         listed = (await host.call("list-migrations"))["migrations"]

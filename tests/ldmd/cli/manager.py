@@ -56,7 +56,7 @@ QUEUED = OPERATION | {
     "percent": 0.0,
     "rate_bytes_per_second": 0.0,
     "remaining_seconds": None,
-    "sentence": "4 migrations are under way, as many as may be",
+    "sentence": "4 are under way, as many as may be",
 }
 STATES = {
     "bind-domain": ("inactive", "bound"),

@@ -54,8 +54,8 @@ def test_its_place_in_the_queue_is_said(ldm: Run, host: SmallHost) -> None:
     host.add("patient")
     lines = ldm("migrate-domain", "patient", "host-b").stdout.splitlines()
     assert lines[:3] == [
-        "queued, number 2: 4 migrations are under way, as many as may be",
-        "queued, number 1: 4 migrations are under way, as many as may be",
+        "queued, number 2: 4 are under way, as many as may be",
+        "queued, number 1: 4 are under way, as many as may be",
         "check",
     ]
     document = json.loads(ldm("migrate-domain", "--json", "patient", "host-b").stdout)
@@ -229,5 +229,5 @@ def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost
     for phase in PHASES:
         assert any(re.fullmatch(rf"{phase} +━+ 100 % ?.*", line.rstrip()) for line in lines), lines
     assert all(len(line) <= 80 for line in lines)
-    assert any(line.startswith("queued") and "number 2: 4 mig" in line for line in lines), lines
+    assert any(line.startswith("queued") and "number 2: 4 are" in line for line in lines), lines
     assert "patient runs on host-b" in lines
