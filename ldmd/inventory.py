@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import trio
 from attrs import field, frozen
 
 from ldmd.config import Config
 from ldmd.definition import DomainDefinition, format_size
 from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown
 from ldmd.hypervisor import process
-from ldmd.hypervisor.driver import Attachments, Capabilities, Hypervisor
+from ldmd.hypervisor.driver import Attachments, Capabilities, CpuModel, Hypervisor
+from ldmd.measured import Measured, measure, measure_switches, read_certificate_until
 from protocol.phases import Mode, RunState
 
 
@@ -27,6 +29,8 @@ class DefinedDomain(Protocol):
     def definition(self) -> DomainDefinition: ...
     @property
     def migration(self) -> str | None: ...
+    @property
+    def process(self) -> object | None: ...
 
 
 @frozen(kw_only=True)
@@ -58,9 +62,17 @@ class View:
     """Service -> volume -> size in bytes; None when it cannot be opened."""
     volumes_in_use: Mapping[tuple[str, str], str]
     """(service, volume) that a bound or active domain writes -> its name."""
-    switches: frozenset[str]
     domains_free: int
     incoming_free: int
+    consoles_free: int
+    measured: Measured
+    memory_promised_bytes: int
+    """To migrations that have no domain here yet: they will take it of what is available."""
+    huge_promised_bytes: Mapping[str, int]
+    """Size of huge pages -> promised to migrations, and to bound domains, which take them when they start."""
+    cpu: CpuModel | None
+    """What the ``cpu-arch`` of the domain in question means here; None when it means nothing: ``cpu_fault`` says why."""
+    cpu_fault: str
 
 
 @frozen
@@ -154,7 +166,10 @@ class Inventory:
         """Raises HypervisorError when this host does not have that hypervisor, saying why."""
         return await self.hypervisor(kind).capabilities()
 
-    async def view(self, domains: Iterable[DefinedDomain]) -> View:
+    async def view(
+        self, domains: Iterable[DefinedDomain], definition: DomainDefinition | None = None
+    ) -> View:
+        """``definition``: of the domain that the checks are about."""
         capabilities: dict[str, Capabilities] = {}
         unavailable: dict[str, str] = {}
         for kind in self.hypervisors:
@@ -162,10 +177,13 @@ class Inventory:
                 capabilities[kind] = await self.capabilities(kind)
             except HypervisorError as error:
                 unavailable[kind] = error.sentence
+        cpu, cpu_fault = await self._find_cpu(definition)
+        measured = await trio.to_thread.run_sync(measure, self.config)
         # from here on no checkpoint: what is seen is of one instant, and can be held at once
         defined = list(domains)
         promised = [h.definition for h in self._holds.values() if h.incoming]
         holding = [h.definition for h in self._holds.values() if h.resources]
+        starting = {d.definition.uuid for d in defined if d.process is None}
         everything = [d.definition for d in defined] + promised
         return View(
             host=self.config.host.name,
@@ -188,10 +206,36 @@ class Inventory:
                 for disk in d.vdisks
                 if not disk.read_only
             },
-            switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
             incoming_free=self.config.resources.incoming_max - len(promised),
+            consoles_free=self.config.resources.consoles_max - len(holding),
+            measured=measured,
+            memory_promised_bytes=sum(
+                h.definition.memory_bytes
+                for h in self._holds.values()
+                if h.incoming and h.resources and h.definition.huge_pages == "none"
+            ),
+            huge_promised_bytes={
+                size: sum(
+                    h.definition.memory_bytes
+                    for h in self._holds.values()
+                    if h.resources
+                    and h.definition.huge_pages == size
+                    and (h.incoming or h.definition.uuid in starting)
+                )
+                for size in measured.huge_pages
+            },
+            cpu=cpu,
+            cpu_fault=cpu_fault,
         )
+
+    async def _find_cpu(self, definition: DomainDefinition | None) -> tuple[CpuModel | None, str]:
+        if definition is None:
+            return None, "no domain is in question"
+        try:
+            return await self.hypervisor(definition.hypervisor).describe_cpu(definition), ""
+        except HypervisorError as error:
+            return None, error.sentence
 
     def _living_orphans(self) -> Iterable[str]:
         for uuid, directory in list(self.orphans.items()):
@@ -203,24 +247,61 @@ class Inventory:
                 pass  # not certain that it has ended: it counts
             yield uuid
 
-    async def facts(self, definition: DomainDefinition, run_state: RunState) -> dict[str, object]:
+    async def facts(
+        self,
+        definition: DomainDefinition,
+        run_state: RunState,
+        *,
+        reconfiguration_pending: bool = False,
+    ) -> dict[str, object]:
         """What CHECK tells the target about this host and this domain; see docs/protocol.md.
 
         Raises HypervisorError for an active domain whose hypervisor is not there (it cannot be, then).
         """
+        used = {net.switch for net in definition.vnets} & self.config.vsw.keys()
         facts: dict[str, object] = {
+            "reconfiguration-pending": reconfiguration_pending,
+            "switches": {
+                name: switch.mtu
+                for name, switch in measure_switches(
+                    {name: self.config.vsw[name] for name in used}
+                ).items()
+                if switch.mtu is not None
+            },
+            "certificate-until-unix-ms": await trio.to_thread.run_sync(
+                read_certificate_until, self.config.identity.certificate
+            ),
             "volumes": {
                 f"{d.volume}@{d.service}": size
                 for d in definition.vdisks
                 if (size := self.volume_size(d.service, d.volume)) is not None
-            }
+            },
         }
+        try:
+            facts |= await self._hypervisor_facts(definition, run_state)
+        except HypervisorError:
+            if run_state.mode is Mode.WARM:
+                raise
+        return facts
+
+    async def _hypervisor_facts(
+        self, definition: DomainDefinition, run_state: RunState
+    ) -> dict[str, object]:
+        capabilities = await self.capabilities(definition.hypervisor)
+        facts: dict[str, object] = {"hypervisor-version": list(capabilities.version)}
         if run_state.mode is Mode.WARM:
-            capabilities = await self.capabilities(definition.hypervisor)
-            facts["hypervisor-version"] = list(capabilities.version)
-            facts["architecture"] = capabilities.architecture
-            facts["accelerator"] = capabilities.accelerator
-            facts["machine"] = capabilities.resolve_machine(definition.machine)
+            fulfilled = capabilities.fulfil(definition)
+            facts |= {
+                "architecture": capabilities.architecture,
+                "accelerator": capabilities.accelerator,
+                "machine": capabilities.resolve_machine(definition.machine),
+                "optional-devices": list(fulfilled),
+                "unmovable-devices": [d for d in fulfilled if d in capabilities.unmovable_devices],
+            }
+        native = run_state is RunState.BOUND and definition.cpu_arch == "native"
+        if run_state.mode is Mode.WARM or native:
+            cpu = await self.hypervisor(definition.hypervisor).describe_cpu(definition)
+            facts["cpu"] = {"model": cpu.model, "features": sorted(cpu.features)}
         return facts
 
 

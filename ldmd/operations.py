@@ -15,7 +15,7 @@ from attrs import define, field
 from ldmd import __version__
 from ldmd.control import Arguments, Caller, Progress, Verb
 from ldmd.definition import from_document, to_document, valid_name
-from ldmd.domains import Domain, require_free
+from ldmd.domains import Domain, require_takeable
 from ldmd.errors import (
     ChecksFailed,
     DefinitionError,
@@ -211,19 +211,20 @@ class Operations:
     async def migrate_domain(
         self, caller: Caller, arguments: Mapping[str, object], progress: Progress
     ) -> dict[str, Any]:
-        given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run")
+        given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run", "force")
         migration = await self._begin(
             given.text("domain"),
             given.text("peer"),
             given.optional_text("new_name"),
             dry_run=given.boolean("dry_run"),
+            force=given.boolean("force"),
         )
         log.info("%s: migrate-domain %s to %s", caller.user, migration.name, migration.peer)
         await self._show_progress(migration, progress)
         return self._report(migration)
 
     async def _begin(
-        self, name: str, peer_name: str, new_name: str | None, *, dry_run: bool
+        self, name: str, peer_name: str, new_name: str | None, *, dry_run: bool, force: bool
     ) -> Migration:
         domain = self.host.domains.get(name)
         peer = self.host.config.peers.get(peer_name)
@@ -242,7 +243,7 @@ class Operations:
             raise DefinitionError(f"{new_name!r} is not a name for a domain")
         migration_id = secrets.token_hex(16)
         if dry_run:
-            require_free(domain)
+            require_takeable(domain)
         else:
             self.host.domains.take(domain, migration_id)
         try:
@@ -262,7 +263,8 @@ class Operations:
             run_state=run_state,
             domain=domain,
         )
-        migration.dry_run, migration.new_name, migration.facts = dry_run, new_name, facts
+        migration.dry_run, migration.force = dry_run, force
+        migration.new_name, migration.facts = new_name, facts
         migration.post(Event.START_DRY_RUN if dry_run else Event.START)
         self.registry.start(migration)
         return migration
@@ -310,7 +312,6 @@ class Operations:
         if hard and migration.decision is Decision.SOURCE:
             raise ChecksFailed(
                 f"{migration.name} cannot move to {migration.peer}: {len(hard)} of the checks failed",
-                remedy="; ".join(f.remedy for f in hard if f.remedy),
                 facts={"findings": _findings(migration), "migration": migration.id},
             )
         reason = migration.reason

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ BINARIES = {
     "faketime": ("faketime", "apt-get install faketime"),
 }
 
+NR_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+
 
 def find_missing() -> Iterator[tuple[str, str]]:
     """Marks whose tests cannot run here, and why."""
@@ -23,6 +26,20 @@ def find_missing() -> Iterator[tuple[str, str]]:
             yield mark, f"{binary} is not installed: {remedy}"
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         yield "mounts", "a mount namespace cannot be made: that takes root"
+    bridge = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge"]
+    if (
+        not shutil.which("ip")
+        or subprocess.run(bridge, check=False, capture_output=True).returncode
+    ):
+        yield (
+            "bridges",
+            "a bridge in a network namespace cannot be made: that takes root and iproute2",
+        )
+    if not os.access(NR_HUGE_PAGES, os.W_OK):
+        yield (
+            "hugepages",
+            f"{NR_HUGE_PAGES} cannot be written: that takes root, and a host's own kernel",
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

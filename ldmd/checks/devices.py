@@ -1,10 +1,10 @@
-"""Virtual disks and virtual network devices, by name."""
+"""Virtual disks, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ldmd.checks.rules import ACTIVE, BOUND, EVERY, INACTIVE, CheckRule, Fault, Subject
+from ldmd.checks.rules import ACTIVE, BOUND, INACTIVE, CheckRule, Fault, Subject
 
 
 def find_volume_missing(s: Subject) -> Iterable[Fault]:
@@ -49,42 +49,27 @@ def find_volume_in_use(s: Subject) -> Iterable[Fault]:
             )
 
 
-def find_switch_missing(s: Subject) -> Iterable[Fault]:
-    for net in s.definition.vnets:
-        if net.switch not in s.view.switches:
-            yield Fault(
-                net.name,
-                f"{s.view.host} has no virtual switch {net.switch}",
-                f"add [vsw.{net.switch}] on {s.view.host}",
-            )
-
-
-def find_mac_taken(s: Subject) -> Iterable[Fault]:
-    for net in s.definition.vnets:
-        if net.mac in s.view.macs:
-            yield Fault(
-                net.name,
-                f"{s.view.macs[net.mac]} on {s.view.host} has the MAC address {net.mac}",
-                "give one of the two another MAC address",
-            )
-
-
 RULES = (
     CheckRule(
         code="volume-missing",
         resource="vdisk",
+        summary="the target has a volume of that name in a service of that name, and can open it",
         hard=ACTIVE | BOUND,
         soft=INACTIVE,
         find=find_volume_missing,
     ),
-    CheckRule(code="volume-size", resource="vdisk", hard=ACTIVE | BOUND, find=find_volume_size),
-    CheckRule(code="volume-in-use", resource="vdisk", hard=ACTIVE | BOUND, find=find_volume_in_use),
     CheckRule(
-        code="switch-missing",
-        resource="vnet",
+        code="volume-size",
+        resource="vdisk",
+        summary="the volume has the same size on both hosts",
         hard=ACTIVE | BOUND,
-        soft=INACTIVE,
-        find=find_switch_missing,
+        find=find_volume_size,
     ),
-    CheckRule(code="mac-taken", resource="vnet", hard=EVERY, find=find_mac_taken),
+    CheckRule(
+        code="volume-in-use",
+        resource="vdisk",
+        summary="no bound or active domain of the target writes it",
+        hard=ACTIVE | BOUND,
+        find=find_volume_in_use,
+    ),
 )

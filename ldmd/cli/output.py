@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -334,14 +334,48 @@ def print_manager(status: Document) -> None:
         print_table(("PEER", "ADDRESS", "MAY SEND", "MAY RECEIVE"), rows)
 
 
-def print_findings(findings: Sequence[Document]) -> None:
+FINDING_INDENT: Final = " " * 10
+
+
+def render_findings(findings: Sequence[Document]) -> Iterator[str]:
+    """A line for each, and one for its remedy; wrapped on a terminal, whole in a pipe."""
     for finding in findings:
         weight = "failed" if finding["hard"] else "note"
-        click.echo(
-            f"  {weight:<6}  {finding['code']} ({finding['subject']}): {finding['sentence']}"
-        )
+        sentence = f"{finding['code']} ({finding['subject']}): {finding['sentence']}"
+        yield from _hang(f"  {weight:<6}  ", sentence)
         if finding["remedy"]:
-            click.echo(f"          {finding['remedy']}")
+            yield from _hang(FINDING_INDENT, finding["remedy"])
+
+
+def _hang(first: str, text: str) -> list[str]:
+    """Lines behind ``first``, as wide as there is room; words that are too long are broken."""
+    return textwrap.wrap(
+        text, find_room(), initial_indent=first, subsequent_indent=FINDING_INDENT
+    ) or [first.rstrip()]
+
+
+def print_findings(findings: Sequence[Document]) -> None:
+    for line in render_findings(findings):
+        click.echo(line)
+
+
+def print_parseable_check(
+    order: Mapping[str, object], findings: Sequence[Document], result: str
+) -> None:
+    """``MIGRATION`` with what was asked and what came of it, then a ``FINDING`` for each."""
+    click.echo("VERSION 1.0")
+    _print_record("MIGRATION", {**order, "result": result})
+    for finding in findings:
+        _print_record(
+            "FINDING",
+            {
+                "code": finding["code"],
+                "weight": "hard" if finding["hard"] else "soft",
+                "subject": finding["subject"],
+                "sentence": finding["sentence"],
+                "remedy": finding["remedy"],
+            },
+        )
 
 
 def print_moved(result: Document) -> None:

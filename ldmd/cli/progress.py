@@ -24,6 +24,9 @@ REFRESHES_PER_SECOND: Final = 10
 
 
 class View(Protocol):
+    findings_shown: bool
+    """The end need not say them again."""
+
     def show(self, document: Mapping[str, Any]) -> None:
         """One progress document."""
 
@@ -57,6 +60,8 @@ def make_bars(console: Console) -> Progress:
 
 @define(eq=False)
 class QuietView:
+    findings_shown: bool = False
+
     def show(self, document: Mapping[str, Any]) -> None:
         pass
 
@@ -70,6 +75,7 @@ class BarView:
 
     bars: Progress
     tasks: dict[Phase, TaskID] = field(factory=dict)
+    findings_shown: bool = False
 
     def show(self, document: Mapping[str, Any]) -> None:
         match document["event"]:
@@ -78,13 +84,13 @@ class BarView:
             case "progress":
                 self._advance(document)
             case "findings":
-                for finding in document["findings"]:
-                    self.note(f"{finding['code']} ({finding['subject']}): {finding['sentence']}")
+                self.findings_shown = True
+                self.note("\n".join(output.render_findings(document["findings"])))
             case "in-doubt":
                 self.note(f"in doubt: {document['sentence']}")
 
     def note(self, sentence: str) -> None:
-        self.bars.console.print(sentence)
+        self.bars.console.print(sentence, soft_wrap=True)
 
     def finish(self) -> None:
         """Completed: the last phase is full too."""
@@ -111,6 +117,7 @@ class PlainView:
 
     phase: str = ""
     next_percent: float = PLAIN_STEP_PERCENT
+    findings_shown: bool = False
 
     def show(self, document: Mapping[str, Any]) -> None:
         match document["event"]:
@@ -123,8 +130,8 @@ class PlainView:
                     self.next_percent = (steps + 1) * PLAIN_STEP_PERCENT
                     self.note(f"{self.phase} {document['percent']:.0f} %  {describe(document)}")
             case "findings":
-                for finding in document["findings"]:
-                    self.note(f"{finding['code']} ({finding['subject']}): {finding['sentence']}")
+                self.findings_shown = True
+                self.note("\n".join(output.render_findings(document["findings"])))
             case "in-doubt":
                 self.note(f"in doubt: {document['sentence']}")
 

@@ -57,6 +57,7 @@ def build_check(migration: Migration) -> m.Check:
     return m.Check(
         migration=migration.id,
         dry_run=migration.dry_run,
+        force=migration.force,
         run_state=migration.run_state,
         domain=to_document(migration.definition),
         new_name=migration.new_name,
@@ -67,14 +68,15 @@ def build_check(migration: Migration) -> m.Check:
 async def run_checks(migration: Migration) -> Event:
     """All checks on one snapshot; without a hard finding what was asked for is held in the same instant."""
     host = migration.host
-    view = await host.inventory.view(host.domains)
+    view = await host.inventory.view(host.domains, migration.definition)
     subject = checks.Subject(
         definition=migration.definition,
         run_state=migration.run_state,
         facts=migration.facts,
         view=view,
+        clock_ahead_ms=migration.link.clock_ahead_ms if migration.link else None,
     )
-    migration.findings = checks.run(checks.ALL, subject)
+    migration.findings = checks.run(checks.ALL, subject, force=migration.force)
     hard = [finding for finding in migration.findings if finding.hard]
     if hard or migration.dry_run:
         return migration.explain(
