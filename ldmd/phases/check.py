@@ -78,10 +78,12 @@ async def run_checks(migration: Migration) -> Event:
     )
     migration.findings = checks.run(checks.ALL, subject, force=migration.force)
     hard = [finding for finding in migration.findings if finding.hard]
-    if hard or migration.dry_run:
+    if hard:
         return migration.explain(
             Event.CHECKS_FOUND, "checks-failed", "; ".join(f.sentence for f in hard)
         )
+    if migration.dry_run:
+        return Event.CHECKS_FOUND
     host.inventory.hold(
         migration.id,
         migration.definition,
