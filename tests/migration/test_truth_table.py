@@ -178,6 +178,12 @@ async def look(manager: Manager) -> dict[str, tuple[str, Any, Any]]:
     return found
 
 
+async def look_at_room(manager: Manager) -> list[int]:
+    """What is free there: a promise that stayed would lack."""
+    status = await manager.call("status")
+    return [status[key] for key in ("memory_free_bytes", "vcpus_free", "domains", "migrations")]
+
+
 def fingerprint(manager: Manager) -> dict[str, str]:
     """Every file that the manager has: what is in it; of the journal, also every row. A console may grow meanwhile."""
     found: dict[str, str] = {}
@@ -284,6 +290,7 @@ class Play:
         for manager in (source, target):
             await wait_for(lambda m=manager: settled(m))
         before = await look(source), await look(target)
+        room = await look_at_room(source), await look_at_room(target)
         files = self.fingerprints() if mode == "-n" else None
         done, found = await self.ask(mode)
         if files is not None and self.fingerprints() != files:
@@ -296,6 +303,8 @@ class Play:
         if (said, found) != (expected, sorted(codes)):
             return f"it is {said} {' '.join(found)}"
         if not moved:
+            if (await look_at_room(source), await look_at_room(target)) != room:
+                return "room is held"
             return "" if after == before else f"something changed: {before} -> {after}"
         name = NEW_NAME if mode == "rename" else NAME
         state, run_state, definition = before[0][NAME]
