@@ -227,13 +227,20 @@ class ControlClient:
         *,
         new_name: str | None = None,
         dry_run: bool = False,
+        force: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Document:
         """Waits as long as it takes: the manager has the deadlines. Raises ChecksFailed,
         MigrationFailed, InDoubt. Leaving the call does not end the migration."""
         return await self.call(
             "migrate-domain",
-            {"domain": domain, "peer": peer, "new_name": new_name, "dry_run": dry_run},
+            {
+                "domain": domain,
+                "peer": peer,
+                "new_name": new_name,
+                "dry_run": dry_run,
+                "force": force,
+            },
             on_progress=on_progress,
             timeout_seconds=float("inf"),
         )

@@ -361,12 +361,7 @@ class Domains:
 
     def take(self, domain: Domain, migration: str) -> None:
         """Let ``migration`` hold the domain. Raises Busy."""
-        require_free(domain)
-        if domain.lock.locked():
-            raise Busy(
-                f"another operation on {domain.name} is under way",
-                remedy="try again when it has ended",
-            )
+        require_takeable(domain)
         domain.migration, domain.arriving = migration, False
 
     def let_go(self, uuid: str, migration: str) -> None:
@@ -521,6 +516,16 @@ def require_free(domain: Domain) -> None:
             f"{domain.name} is held by the migration {domain.migration}",
             remedy=f"`ldm list-domain -o status {domain.name}` shows how far it is,"
             f" `ldm cancel-operation migration {domain.name}` asks it to stop",
+        )
+
+
+def require_takeable(domain: Domain) -> None:
+    """Raises Busy when a migration or another verb has the domain."""
+    require_free(domain)
+    if domain.lock.locked():
+        raise Busy(
+            f"another operation on {domain.name} is under way",
+            remedy="try again when it has ended",
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import trio
 from attrs import field, frozen
 
 from ldmd.claims import Proofs, VolumeView
@@ -18,7 +19,8 @@ from ldmd.config import Config
 from ldmd.definition import DomainDefinition
 from ldmd.errors import Busy, HypervisorError, NotFound, OutcomeUnknown
 from ldmd.hypervisor import process
-from ldmd.hypervisor.driver import Attachments, Capabilities, Hypervisor
+from ldmd.hypervisor.driver import Attachments, Capabilities, CpuModel, Hypervisor
+from ldmd.measured import Measured, measure, measure_switches, read_certificate_until
 from ldmd.sizes import format_size
 from ldmd.volumes import Found, Volumes
 from protocol.phases import Mode, RunState
@@ -31,6 +33,8 @@ class DefinedDomain(Protocol):
     def migration(self) -> str | None: ...
     @property
     def receiving(self) -> bool: ...
+    @property
+    def process(self) -> object | None: ...
 
 
 @frozen(kw_only=True)
@@ -75,10 +79,18 @@ class View:
     """Vdisks of the domain that may come -> the volume that would serve each."""
     volumes_in_use: Mapping[tuple[str, str], str]
     """(service, volume) that a bound or active domain writes, by whatever path -> its name."""
-    switches: frozenset[str]
     domains_free: int
     incoming_free: int
     incoming_max: int
+    consoles_free: int
+    measured: Measured
+    memory_promised_bytes: int
+    """To migrations that have no domain here yet: they will take it of what is available."""
+    huge_promised_bytes: Mapping[str, int]
+    """Size of huge pages -> promised to migrations, and to bound domains, which take them when they start."""
+    cpu: CpuModel | None
+    """What the ``cpu-arch`` of the domain in question means here; None when it means nothing: ``cpu_fault`` says why."""
+    cpu_fault: str
 
 
 @frozen
@@ -203,9 +215,14 @@ class Inventory:
         return await self.hypervisor(kind).capabilities()
 
     async def view(
-        self, domains: Iterable[DefinedDomain], vdisks: Mapping[str, VolumeView] | None = None
+        self,
+        domains: Iterable[DefinedDomain],
+        definition: DomainDefinition | None = None,
+        vdisks: Mapping[str, VolumeView] | None = None,
     ) -> View:
-        """``vdisks``: what was seen of the volumes just before; see ``Proofs.examine``."""
+        """``definition``: of the domain that the checks are about; ``vdisks``: what was seen of its volumes just before, see
+        ``Proofs.examine``.
+        """
         capabilities: dict[str, Capabilities] = {}
         unavailable: dict[str, str] = {}
         for kind in self.hypervisors:
@@ -213,10 +230,14 @@ class Inventory:
                 capabilities[kind] = await self.capabilities(kind)
             except HypervisorError as error:
                 unavailable[kind] = error.sentence
+        cpu, cpu_fault = await self._find_cpu(definition)
+        measured = await trio.to_thread.run_sync(measure, self.config)
         # from here on no checkpoint: what is seen is of one instant, and can be held at once
         defined = list(domains)
         promised = [h.definition for h in self._holds.values() if h.incoming]
         receiving = sum(d.receiving for d in defined)
+        holding = [h.definition for h in self._holds.values() if h.resources]
+        starting = {d.definition.uuid for d in defined if d.process is None}
         held = [definition for h in self._holds.values() for definition in h.definitions]
         everything = [d.definition for d in defined] + held
         return View(
@@ -232,11 +253,37 @@ class Inventory:
             vcpus_free=self.vcpus_free,
             vdisks=vdisks or {},
             volumes_in_use=self.volumes_written(),
-            switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
             incoming_free=self.config.resources.incoming_max - len(promised) - receiving,
             incoming_max=self.config.resources.incoming_max,
+            consoles_free=self.config.resources.consoles_max - len(holding),
+            measured=measured,
+            memory_promised_bytes=sum(
+                h.definition.memory_bytes
+                for h in self._holds.values()
+                if h.incoming and h.resources and h.definition.huge_pages == "none"
+            ),
+            huge_promised_bytes={
+                size: sum(
+                    h.definition.memory_bytes
+                    for h in self._holds.values()
+                    if h.resources
+                    and h.definition.huge_pages == size
+                    and (h.incoming or h.definition.uuid in starting)
+                )
+                for size in measured.huge_pages
+            },
+            cpu=cpu,
+            cpu_fault=cpu_fault,
         )
+
+    async def _find_cpu(self, definition: DomainDefinition | None) -> tuple[CpuModel | None, str]:
+        if definition is None:
+            return None, "no domain is in question"
+        try:
+            return await self.hypervisor(definition.hypervisor).describe_cpu(definition), ""
+        except HypervisorError as error:
+            return None, error.sentence
 
     def _living_orphans(self) -> Iterable[str]:
         for uuid, directory in list(self.orphans.items()):
@@ -256,11 +303,43 @@ class Inventory:
         ``pending``: the domain has a delayed reconfiguration.
         Raises HypervisorError for an active domain whose hypervisor is not there (it cannot be, then).
         """
-        facts: dict[str, object] = {"reconfiguration-pending": pending}
+        used = {net.switch for net in definition.vnets} & self.config.vsw.keys()
+        facts: dict[str, object] = {
+            "reconfiguration-pending": pending,
+            "switches": {
+                name: switch.mtu
+                for name, switch in measure_switches(
+                    {name: self.config.vsw[name] for name in used}
+                ).items()
+                if switch.mtu is not None
+            },
+            "certificate-until-unix-ms": await trio.to_thread.run_sync(
+                read_certificate_until, self.config.identity.certificate
+            ),
+        }
+        try:
+            facts |= await self._hypervisor_facts(definition, run_state)
+        except HypervisorError:
+            if run_state.mode is Mode.WARM:
+                raise
+        return facts
+
+    async def _hypervisor_facts(
+        self, definition: DomainDefinition, run_state: RunState
+    ) -> dict[str, object]:
+        capabilities = await self.capabilities(definition.hypervisor)
+        facts: dict[str, object] = {"hypervisor-version": list(capabilities.version)}
         if run_state.mode is Mode.WARM:
-            capabilities = await self.capabilities(definition.hypervisor)
-            facts["hypervisor-version"] = list(capabilities.version)
-            facts["architecture"] = capabilities.architecture
-            facts["accelerator"] = capabilities.accelerator
-            facts["machine"] = capabilities.resolve_machine(definition.machine)
+            fulfilled = capabilities.fulfil(definition)
+            facts |= {
+                "architecture": capabilities.architecture,
+                "accelerator": capabilities.accelerator,
+                "machine": capabilities.resolve_machine(definition.machine),
+                "optional-devices": list(fulfilled),
+                "unmovable-devices": [d for d in fulfilled if d in capabilities.unmovable_devices],
+            }
+        native = run_state is RunState.BOUND and definition.cpu_arch == "native"
+        if run_state.mode is Mode.WARM or native:
+            cpu = await self.hypervisor(definition.hypervisor).describe_cpu(definition)
+            facts["cpu"] = {"model": cpu.model, "features": sorted(cpu.features)}
         return facts

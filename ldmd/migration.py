@@ -105,6 +105,7 @@ class Migration:
         self.run_state = run_state
         self.domain = domain
         self.dry_run = False
+        self.force = False
         self.new_name: str | None = None
         self.peer_journal = ""
         self.facts: m.Document = {}

@@ -15,7 +15,7 @@ from attrs import define, field
 from ldmd import __version__
 from ldmd.control import Arguments, Caller, Progress, Verb
 from ldmd.definition import from_document, to_document, valid_name
-from ldmd.domains import Domain, require_free
+from ldmd.domains import Domain, require_takeable
 from ldmd.errors import (
     ChecksFailed,
     DefinitionError,
@@ -230,17 +230,18 @@ class Operations:
     async def migrate_domain(
         self, caller: Caller, arguments: Mapping[str, object], progress: Progress
     ) -> dict[str, Any]:
-        given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run")
+        given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run", "force")
         domain = self.host.domains.get(given.text("domain"))
         peer = self._require_receiver(given.text("peer"))
         new_name = given.optional_text("new_name")
         if new_name is not None and not valid_name(new_name):
             raise DefinitionError(f"{new_name!r} is not a name for a domain")
+        force = given.boolean("force")
         if given.boolean("dry_run"):
-            migration = await self._try_out(domain, peer, new_name)
+            migration = await self._try_out(domain, peer, new_name, force=force)
             await self._show_progress(migration, progress)
         else:
-            ticket = self.outgoing.ask(domain, peer, new_name)
+            ticket = self.outgoing.ask(domain, peer, new_name, force=force)
             log.info("%s: migrate-domain %s to %s", caller.user, domain.name, peer)
             migration = await self._follow(ticket, progress)
         return self._report(migration)
@@ -260,11 +261,13 @@ class Operations:
             )
         return peer_name
 
-    async def _try_out(self, domain: Domain, peer: str, new_name: str | None) -> Migration:
+    async def _try_out(
+        self, domain: Domain, peer: str, new_name: str | None, *, force: bool
+    ) -> Migration:
         """A dry run; it moves nothing, so it takes no place among those that do."""
-        require_free(domain)
+        require_takeable(domain)
         migration = await self.outgoing.make(
-            domain, peer, new_name, id=secrets.token_hex(16), dry_run=True
+            domain, peer, new_name, id=secrets.token_hex(16), dry_run=True, force=force
         )
         self.registry.start(migration)
         return migration
@@ -329,7 +332,6 @@ class Operations:
         if hard and migration.decision is Decision.SOURCE:
             raise ChecksFailed(
                 f"{migration.name} cannot move to {migration.peer}: {len(hard)} of the checks failed",
-                remedy="; ".join(f.remedy for f in hard if f.remedy),
                 facts={"findings": _findings(migration), "migration": migration.id},
             )
         reason = migration.reason

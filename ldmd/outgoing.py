@@ -57,6 +57,7 @@ class Ticket:
     domain: Domain
     peer: str
     new_name: str | None
+    force: bool
     position: int = 0
     migration: Migration | None = None
     error: Exception | None = None
@@ -111,7 +112,9 @@ class Outgoing:
 
     # ---- asking and withdrawing --------------------------------------------------------------------------
 
-    def ask(self, domain: Domain, peer: str, new_name: str | None) -> Ticket:
+    def ask(
+        self, domain: Domain, peer: str, new_name: str | None, *, force: bool = False
+    ) -> Ticket:
         """Begin at once, or queue. Raises Busy when the domain is held or the queue is full."""
         if self._closed:
             raise self._stopping(domain.name)
@@ -121,6 +124,7 @@ class Outgoing:
             domain=domain,
             peer=peer,
             new_name=new_name,
+            force=force,
         )
         self.host.domains.take(domain, ticket.id)
         self._asked_for += 1
@@ -251,7 +255,14 @@ class Outgoing:
     # ---- becoming a migration ----------------------------------------------------------------------------
 
     async def make(
-        self, domain: Domain, peer: str, new_name: str | None, *, id: str, dry_run: bool
+        self,
+        domain: Domain,
+        peer: str,
+        new_name: str | None,
+        *,
+        id: str,
+        dry_run: bool,
+        force: bool,
     ) -> Migration:
         """The source's side, not running yet. Raises LdmdError when the domain cannot be asked how it is."""
         await self.host.domains.readopt(domain)
@@ -276,7 +287,7 @@ class Outgoing:
             run_state=run_state,
             domain=domain,
         )
-        migration.dry_run, migration.new_name = dry_run, new_name
+        migration.dry_run, migration.force, migration.new_name = dry_run, force, new_name
         migration.facts, migration.claims = facts | claims.facts, claims
         migration.post(Event.START_DRY_RUN if dry_run else Event.START)
         return migration
@@ -304,7 +315,12 @@ class Outgoing:
         """None when it cannot begin, or was withdrawn meanwhile: who waits for it is told."""
         try:
             migration = await self.make(
-                ticket.domain, ticket.peer, ticket.new_name, id=ticket.id, dry_run=False
+                ticket.domain,
+                ticket.peer,
+                ticket.new_name,
+                id=ticket.id,
+                dry_run=False,
+                force=ticket.force,
             )
         except Exception as error:  # raised where it is waited for
             if ticket.error is None:
@@ -353,7 +369,12 @@ class Outgoing:
         probe_id = secrets.token_hex(16)
         try:
             probe = await self.make(
-                ticket.domain, ticket.peer, ticket.new_name, id=probe_id, dry_run=True
+                ticket.domain,
+                ticket.peer,
+                ticket.new_name,
+                id=probe_id,
+                dry_run=True,
+                force=ticket.force,
             )
         except Exception as error:
             if ticket.error is None:

@@ -113,7 +113,7 @@ class Reception:
             run_state=check.run_state,
             domain=None,
         )
-        migration.dry_run = check.dry_run
+        migration.dry_run, migration.force = check.dry_run, check.force
         migration.facts = check.facts
         assert link.hello is not None
         migration.peer_journal = link.hello.journal

@@ -92,10 +92,13 @@ class MigrationMessage(Message):
 
 @frozen(kw_only=True)
 class Check(MigrationMessage):
-    """Source: facts about the domain and its host. ``new_name`` renames it at the target."""
+    """Source: facts about the domain and its host. ``new_name`` renames it at the target. With ``force`` an operator takes
+    the risk of those findings that the target lets one take.
+    """
 
     TYPE = "CHECK"
     dry_run: bool
+    force: bool
     run_state: RunState
     domain: Document
     new_name: str | None

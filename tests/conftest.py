@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ BINARIES = {
     "sparc": ("qemu-system-sparc", "apt-get install qemu-system-sparc"),
     "faketime": ("faketime", "apt-get install faketime"),
 }
+
+NR_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 
 
 def missing_loops() -> str:
@@ -43,6 +46,20 @@ def find_missing() -> Iterator[tuple[str, str]]:
         yield "loops", missing
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
         yield "mounts", "a mount namespace cannot be made: that takes root"
+    bridge = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge"]
+    if (
+        not shutil.which("ip")
+        or subprocess.run(bridge, check=False, capture_output=True).returncode
+    ):
+        yield (
+            "bridges",
+            "a bridge in a network namespace cannot be made: that takes root and iproute2",
+        )
+    if not os.access(NR_HUGE_PAGES, os.W_OK):
+        yield (
+            "hugepages",
+            f"{NR_HUGE_PAGES} cannot be written: that takes root, and a host's own kernel",
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

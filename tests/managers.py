@@ -50,6 +50,8 @@ class Manager:
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
+    """Words before the manager's command, like those of env(1) and nsenter(1)."""
 
     @property
     def socket(self) -> Path:
@@ -84,7 +86,10 @@ vcpus = 64
     async def start(self) -> None:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ldmd.daemon", "--config", str(self.folder / "ldmd.toml")],
+                [
+                    *(*self.prefix, sys.executable, "-m", "ldmd.daemon"),
+                    *("--config", str(self.folder / "ldmd.toml")),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ldmd.checks.rules import ACTIVE, BOUND, INACTIVE, CheckRule, Fault, Subject
-
-UPGRADE = "upgrade the source's manager"
-"""A check that cannot be evaluated is a failed check."""
+from ldmd.checks.rules import ACTIVE, BOUND, INACTIVE, UPGRADE, CheckRule, Fault, Subject
 
 
 def find_missing(s: Subject) -> Iterable[Fault]:
@@ -22,7 +19,7 @@ def find_missing(s: Subject) -> Iterable[Fault]:
 
 
 def find_machine_unknown(s: Subject) -> Iterable[Fault]:
-    capabilities = s.view.capabilities.get(s.definition.hypervisor)
+    capabilities = s.capabilities
     if capabilities is not None and s.definition.machine not in capabilities.machines:
         yield Fault(
             s.definition.machine,
@@ -32,7 +29,7 @@ def find_machine_unknown(s: Subject) -> Iterable[Fault]:
 
 
 def find_firmware_unknown(s: Subject) -> Iterable[Fault]:
-    capabilities = s.view.capabilities.get(s.definition.hypervisor)
+    capabilities = s.capabilities
     if capabilities is not None and s.definition.firmware not in capabilities.firmwares:
         yield Fault(
             s.definition.firmware,
@@ -42,8 +39,11 @@ def find_firmware_unknown(s: Subject) -> Iterable[Fault]:
 
 
 def find_older(s: Subject) -> Iterable[Fault]:
-    """Runtime state goes to the same or a newer version only: no hypervisor promises the other direction."""
-    capabilities = s.view.capabilities.get(s.definition.hypervisor)
+    """Runtime state goes to the same or a newer version only: no hypervisor promises the other direction.
+
+    A domain without any may find there what it had been made for missing.
+    """
+    capabilities = s.capabilities
     if capabilities is None:
         return
     version = s.fact_version("hypervisor-version")
@@ -64,7 +64,7 @@ def find_older(s: Subject) -> Iterable[Fault]:
 
 def find_machine_differs(s: Subject) -> Iterable[Fault]:
     """An alias such as ``pc`` means the newest machine type of the QEMU that reads it."""
-    capabilities = s.view.capabilities.get(s.definition.hypervisor)
+    capabilities = s.capabilities
     there = s.fact_text("machine")
     if capabilities is None or s.definition.machine not in capabilities.machines:
         return
@@ -83,7 +83,7 @@ def find_machine_differs(s: Subject) -> Iterable[Fault]:
 
 def find_accelerator_differs(s: Subject) -> Iterable[Fault]:
     """Runtime state of a domain under KVM is not read by TCG, nor the other way round."""
-    capabilities = s.view.capabilities.get(s.definition.hypervisor)
+    capabilities = s.capabilities
     there = s.fact_text("accelerator")
     if capabilities is None:
         return
@@ -107,6 +107,7 @@ RULES = (
     CheckRule(
         code="hypervisor-missing",
         resource="hypervisor",
+        summary="the target has a hypervisor of that kind, and it works",
         hard=ACTIVE | BOUND,
         soft=INACTIVE,
         find=find_missing,
@@ -114,6 +115,7 @@ RULES = (
     CheckRule(
         code="machine-unknown",
         resource="hypervisor",
+        summary="it has the machine type there",
         hard=ACTIVE | BOUND,
         soft=INACTIVE,
         find=find_machine_unknown,
@@ -121,17 +123,30 @@ RULES = (
     CheckRule(
         code="firmware-unknown",
         resource="hypervisor",
+        summary="it has the firmware there",
         hard=ACTIVE | BOUND,
         soft=INACTIVE,
         find=find_firmware_unknown,
     ),
-    CheckRule(code="hypervisor-older", resource="hypervisor", hard=ACTIVE, find=find_older),
     CheckRule(
-        code="machine-differs", resource="hypervisor", hard=ACTIVE, find=find_machine_differs
+        code="hypervisor-older",
+        resource="hypervisor",
+        summary="its version there is not older than the source's",
+        hard=ACTIVE,
+        soft=BOUND | INACTIVE,
+        find=find_older,
+    ),
+    CheckRule(
+        code="machine-differs",
+        resource="hypervisor",
+        summary="the machine type, if it is an alias, means the same on both hosts",
+        hard=ACTIVE,
+        find=find_machine_differs,
     ),
     CheckRule(
         code="accelerator-differs",
         resource="hypervisor",
+        summary="KVM or TCG: it is the same on both hosts",
         hard=ACTIVE,
         find=find_accelerator_differs,
     ),

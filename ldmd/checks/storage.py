@@ -146,20 +146,55 @@ RULES = (
     CheckRule(
         code="volume-missing",
         resource="vdisk",
+        summary="the target has a volume of that name in a service of that name, or another of its multipath group, and can"
+        " open it",
         hard=ACTIVE | BOUND,
         soft=INACTIVE,
         find=find_missing,
     ),
     CheckRule(
-        code="volume-size", resource="vdisk", hard=ACTIVE | BOUND, soft=INACTIVE, find=find_size
+        code="volume-size",
+        resource="vdisk",
+        summary="the volume has the same size and format on both hosts",
+        hard=ACTIVE | BOUND,
+        soft=INACTIVE,
+        find=find_size,
     ),
-    CheckRule(code="volume-options", resource="vdisk", hard=ACTIVE, find=find_options),
-    CheckRule(code="volume-in-use", resource="vdisk", hard=ACTIVE | BOUND, find=find_in_use),
     CheckRule(
-        code="storage-not-shared", resource="vdisk", hard=ACTIVE | BOUND, find=find_not_shared
+        code="volume-options",
+        resource="vdisk",
+        summary="the volume can be read, written and cached on the target as it is at the source, and is in the same"
+        " multipath group",
+        hard=ACTIVE,
+        find=find_options,
     ),
     CheckRule(
-        code="cache-unsafe", resource="vdisk", hard=ACTIVE, forcible=True, find=find_cache_unsafe
+        code="volume-in-use",
+        resource="vdisk",
+        summary="no bound or active domain of the target writes it",
+        hard=ACTIVE | BOUND,
+        find=find_in_use,
     ),
-    CheckRule(code="host-only", resource="vdisk", hard=EVERY, find=find_host_only),
+    CheckRule(
+        code="storage-not-shared",
+        resource="vdisk",
+        summary="the volume on the target is the source's storage; the source's proof shows it",
+        hard=ACTIVE | BOUND,
+        find=find_not_shared,
+    ),
+    CheckRule(
+        code="cache-unsafe",
+        resource="vdisk",
+        summary="its cache is `none` or `directsync`: nothing of shared storage is in one host's memory alone",
+        hard=ACTIVE,
+        forcible=True,
+        find=find_cache_unsafe,
+    ),
+    CheckRule(
+        code="host-only",
+        resource="vdisk",
+        summary="the volume is not marked `host-only` at the source: no other host has it",
+        hard=EVERY,
+        find=find_host_only,
+    ),
 )

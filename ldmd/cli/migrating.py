@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 import trio
+from attrs import field, frozen
 
 from ldmd.cli import output
 from ldmd.cli.defining import cancel_reconfiguration
@@ -19,6 +20,8 @@ from ldmd.control_lines import error_document
 from ldmd.errors import ChecksFailed, LdmdError
 
 TARGET: Final = re.compile(r"(?:(?P<user>[^@:]+)@)?(?P<host>[^@:]+)(?::(?P<name>[^@:]+))?")
+WOULD_SUCCEED: Final = "would succeed"
+WOULD_FAIL: Final = "would fail if attempted"
 INTERRUPT_NOTE: Final = "cancel asked for; waiting for the answer (Ctrl-C again to stop waiting)"
 
 
@@ -40,62 +43,99 @@ class Target(click.ParamType[tuple[str, str | None]]):
 
 @click.command("migrate-domain", short_help="Move a domain to another host.")
 @click.option("-n", "--dry-run", is_flag=True, help="Run the checks alone; nothing changes.")
+@click.option("-f", "--force", is_flag=True, help="Take the risk where a check lets you.")
+@click.option("-p", "--parseable", is_flag=True, help="Print records for programs at the end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.argument("domain")
 @click.argument("target", metavar="[USER@]HOST[:NEWNAME]", type=Target())
 @pass_manager
 def migrate_domain(
-    manager: Manager, dry_run: bool, as_json: bool, domain: str, target: tuple[str, str | None]
+    manager: Manager,
+    dry_run: bool,
+    force: bool,
+    parseable: bool,
+    as_json: bool,
+    domain: str,
+    target: tuple[str, str | None],
 ) -> None:
     """Move a domain to another host, under another name there if one is given.
 
     Ctrl-C asks for a cancel and waits for the true answer; leaving in any other way does not
     stop the migration.
     """
-    peer, new_name = target
+    order = Order(domain, *target, dry_run=dry_run, force=force)
+    form = "json" if as_json else "records" if parseable else "text"
+    view: View
     try:
-        with open_view(output.make_console(), quiet=as_json or dry_run) as view:
-            result = run(
-                lambda: migrate(manager, domain, peer, view, new_name=new_name, dry_run=dry_run)
-            )
+        with open_view(output.make_console(), quiet=dry_run or form != "text") as view:
+            result = run(lambda: migrate(manager, order, view))
             if isinstance(view, BarView):
                 view.finish()
     except Failure as failure:
-        _explain(failure.error, domain, dry_run=dry_run, as_json=as_json)
+        _explain(failure.error, order, form, shown=view.findings_shown)
+        if dry_run and form != "json" and isinstance(failure.error, ChecksFailed):
+            raise click.exceptions.Exit(failure.error.exit_status) from None  # all was said
         raise
-    if as_json:
+    if form == "json":
         output.print_json(result)
+    elif form == "records":
+        verdict = WOULD_SUCCEED if dry_run else "moved"
+        output.print_parseable_check(order.describe(), result["findings"], verdict)
     elif dry_run:
         output.print_findings(result["findings"])
-        click.echo(f"migrating {domain} to {peer} would succeed")
+        click.echo(f"migrating {domain} to {order.peer} {WOULD_SUCCEED}")
     else:
         output.print_moved(result)
 
 
-def _explain(error: LdmdError, domain: str, *, dry_run: bool, as_json: bool) -> None:
-    """What stdout has to say of a failure; stderr gets the sentence."""
-    if as_json:
+@frozen
+class Order:
+    """What is to be moved where, and how."""
+
+    domain: str
+    peer: str
+    new_name: str | None
+    dry_run: bool = field(kw_only=True)
+    force: bool = field(kw_only=True)
+
+    def describe(self) -> dict[str, object]:
+        return {"domain": self.domain, "target": self.peer, "new-name": self.new_name}
+
+
+def _explain(error: LdmdError, order: Order, form: str, *, shown: bool) -> None:
+    """What stdout has to say of a failure; stderr gets the sentence. ``shown``: it had the findings while it waited."""
+    if form == "json":
         output.print_json(error_document(error))
-    elif isinstance(error, ChecksFailed):
-        findings = error.facts.get("findings")
-        output.print_findings(findings if isinstance(findings, list) else [])
-        if dry_run:
-            click.echo(f"migrating {domain} would fail if attempted")
+        return
+    found = error.facts.get("findings")
+    findings = found if isinstance(found, list) else []
+    checks_failed = isinstance(error, ChecksFailed)
+    if form == "records":
+        verdict = WOULD_FAIL if order.dry_run and checks_failed else error.code
+        output.print_parseable_check(order.describe(), findings, verdict)
+    elif checks_failed:
+        if not shown:
+            output.print_findings(findings)
+        if order.dry_run:
+            click.echo(f"migrating {order.domain} to {order.peer} {WOULD_FAIL}")
 
 
-async def migrate(
-    manager: Manager, domain: str, peer: str, view: View, *, new_name: str | None, dry_run: bool
-) -> dict[str, Any]:
+async def migrate(manager: Manager, order: Order, view: View) -> dict[str, Any]:
     """The migration's result, shown while it happens. Raises LdmdError, KeyboardInterrupt."""
 
     async def cancel() -> None:
         async with connect(manager.socket) as second:
-            view.note((await second.cancel_migration(domain))["sentence"])
+            view.note((await second.cancel_migration(order.domain))["sentence"])
 
     async with connect(manager.socket) as client, trio.open_nursery() as nursery:
         await nursery.start(watch_interrupts, view, cancel, nursery)
         result = await client.migrate_domain(
-            domain, peer, new_name=new_name, dry_run=dry_run, on_progress=view.show
+            order.domain,
+            order.peer,
+            new_name=order.new_name,
+            dry_run=order.dry_run,
+            force=order.force,
+            on_progress=view.show,
         )
         nursery.cancel_scope.cancel()
     return result

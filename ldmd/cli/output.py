@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -356,13 +356,42 @@ def _count_migrations(status: Document) -> str:
     return f"{status['migrations']} under way{queued}"
 
 
-def print_findings(findings: Sequence[Document]) -> None:
+FINDING_INDENT: Final = 10
+
+
+def render_findings(findings: Sequence[Document]) -> Iterator[str]:
+    """A line for each, and one for its remedy; wrapped on a terminal, whole in a pipe."""
     for finding in findings:
         weight = "failed" if finding["hard"] else "note"
-        said = f"  {weight:<6}  {finding['code']} ({finding['subject']}): {finding['sentence']}"
-        click.echo(wrap(said, stream=sys.stdout, indent=10))
+        sentence = f"{finding['code']} ({finding['subject']}): {finding['sentence']}"
+        yield wrap(f"  {weight:<6}  {sentence}", stream=sys.stdout, indent=FINDING_INDENT)
         if finding["remedy"]:
-            click.echo(wrap(f"          {finding['remedy']}", stream=sys.stdout, indent=10))
+            remedy = f"{'':{FINDING_INDENT}}{finding['remedy']}"
+            yield wrap(remedy, stream=sys.stdout, indent=FINDING_INDENT)
+
+
+def print_findings(findings: Sequence[Document]) -> None:
+    for line in render_findings(findings):
+        click.echo(line)
+
+
+def print_parseable_check(
+    order: Mapping[str, object], findings: Sequence[Document], result: str
+) -> None:
+    """``MIGRATION`` with what was asked and what came of it, then a ``FINDING`` for each."""
+    click.echo("VERSION 1.0")
+    print_record("MIGRATION", {**order, "result": result})
+    for finding in findings:
+        print_record(
+            "FINDING",
+            {
+                "code": finding["code"],
+                "weight": "hard" if finding["hard"] else "soft",
+                "subject": finding["subject"],
+                "sentence": finding["sentence"],
+                "remedy": finding["remedy"],
+            },
+        )
 
 
 def print_moved(result: Document) -> None:

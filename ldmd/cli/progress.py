@@ -24,6 +24,9 @@ REFRESHES_PER_SECOND: Final = 10
 
 
 class View(Protocol):
+    findings_shown: bool
+    """The end need not say them again."""
+
     def show(self, document: Mapping[str, Any]) -> None:
         """One progress document."""
 
@@ -68,6 +71,8 @@ def make_bars(console: Console) -> Progress:
 
 @define(eq=False)
 class QuietView:
+    findings_shown: bool = False
+
     def show(self, document: Mapping[str, Any]) -> None:
         pass
 
@@ -82,6 +87,7 @@ class BarView:
     bars: Progress
     tasks: dict[Phase, TaskID] = field(factory=dict)
     waiting: TaskID | None = None
+    findings_shown: bool = False
 
     def show(self, document: Mapping[str, Any]) -> None:
         match document["event"]:
@@ -90,15 +96,15 @@ class BarView:
             case "progress":
                 self._advance(document)
             case "findings":
-                for finding in document["findings"]:
-                    self.note(f"{finding['code']} ({finding['subject']}): {finding['sentence']}")
+                self.findings_shown = True
+                self.note("\n".join(output.render_findings(document["findings"])))
             case "in-doubt":
                 self.note(f"in doubt: {document['sentence']}")
             case "queued":
                 self._wait(document)
 
     def note(self, sentence: str) -> None:
-        self.bars.console.print(sentence)
+        self.bars.console.print(sentence, soft_wrap=True)
 
     def _wait(self, document: Mapping[str, Any]) -> None:
         """A line that stays while its place changes, and goes when the migration begins."""
@@ -141,6 +147,7 @@ class PlainView:
 
     phase: str = ""
     next_percent: float = PLAIN_STEP_PERCENT
+    findings_shown: bool = False
 
     def show(self, document: Mapping[str, Any]) -> None:
         match document["event"]:
@@ -153,8 +160,8 @@ class PlainView:
                     self.next_percent = (steps + 1) * PLAIN_STEP_PERCENT
                     self.note(f"{self.phase} {document['percent']:.0f} %  {describe(document)}")
             case "findings":
-                for finding in document["findings"]:
-                    self.note(f"{finding['code']} ({finding['subject']}): {finding['sentence']}")
+                self.findings_shown = True
+                self.note("\n".join(output.render_findings(document["findings"])))
             case "in-doubt":
                 self.note(f"in doubt: {document['sentence']}")
             case "queued":

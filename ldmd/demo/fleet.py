@@ -131,11 +131,11 @@ def make_fleet(memory_bytes: int) -> Iterator[Fleet]:
 
 def write_fleet(folder: Path, configs: Mapping[str, str]) -> Fleet:
     """An authority, and of each host its identity and its configuration; nothing runs yet."""
-    authority = create_authority("ldmd demo authority", days=1)
+    authority = create_authority("ldmd demo authority", days=2)
     write_authority(folder / "authority", authority)
     hosts = {}
     for name, text in configs.items():
-        write_identity(folder / name / "tls", issue_host(authority, name, days=1))
+        write_identity(folder / name / "tls", issue_host(authority, name, days=2))
         path = folder / name / "ldmd.toml"
         path.write_text(text)
         hosts[name] = DemoHost(name=name, folder=folder / name, config=load(path))

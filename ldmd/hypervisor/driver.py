@@ -51,6 +51,19 @@ class RamRegion:
 
 
 @frozen(kw_only=True)
+class CpuModel:
+    """The CPU that a domain gets for its ``cpu-arch``: exactly this one, or the domain is not made.
+
+    ``model`` tells it from every other one; ``features`` are the hypervisor's names of what it can do. ``unavailable`` are
+    features that the model has and this host cannot give: with one of them no domain is made with it here.
+    """
+
+    model: str
+    features: frozenset[str]
+    unavailable: frozenset[str] = frozenset()
+
+
+@frozen(kw_only=True)
 class Capabilities:
     """What this host's hypervisor can do; facts for phase 1.
 
@@ -63,12 +76,21 @@ class Capabilities:
     firmwares: frozenset[str]
     architecture: str
     accelerator: str
+    optional_devices: Mapping[str, frozenset[str]] = field(factory=dict)
+    """Machine type -> those of ``OPTIONAL_DEVICES`` that a domain of that machine type gets here."""
+    unmovable_devices: frozenset[str] = frozenset()
+    """Those whose state this hypervisor cannot give away: an active domain that has one stays where it is."""
     details: Mapping[str, str] = field(factory=dict)
     """``machine:ALIAS`` -> the machine type that the alias means on this host; more by driver, for people."""
 
     def resolve_machine(self, machine: str) -> str:
         """The machine type itself, where ``machine`` is an alias that another host may read otherwise."""
         return self.details.get(f"machine:{machine}", machine)
+
+    def fulfil(self, definition: DomainDefinition) -> tuple[str, ...]:
+        """The optional devices of a domain that it gets here, in the definition's order."""
+        there = self.optional_devices.get(definition.machine, frozenset())
+        return tuple(device for device in definition.optional_devices if device in there)
 
 
 @frozen(kw_only=True)
@@ -186,6 +208,10 @@ class Hypervisor(abc.ABC):
     @abc.abstractmethod
     async def capabilities(self) -> Capabilities:
         """Raises HypervisorError, saying what to install, when this host does not have it."""
+
+    @abc.abstractmethod
+    async def describe_cpu(self, definition: DomainDefinition) -> CpuModel:
+        """What the definition's ``cpu-arch`` means on this host. Raises HypervisorError when it means nothing here."""
 
     @abc.abstractmethod
     async def create(

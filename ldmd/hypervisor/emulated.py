@@ -29,6 +29,7 @@ from ldmd.hypervisor import process, sockets
 from ldmd.hypervisor.driver import (
     Attachments,
     Capabilities,
+    CpuModel,
     DomainProcess,
     Hypervisor,
     RamRegion,
@@ -39,6 +40,9 @@ from ldmd.hypervisor.oracle import OracleLayout
 MACHINE: Final = "riscv64-virt"
 FIRMWARES: Final = frozenset({"default", "oracle"})
 REGION: Final = "ram"
+CPU: Final = CpuModel(model="unicorn-riscv64", features=frozenset("imafdc"))
+"""The one that there is, whatever the host: ``generic`` and ``native`` both mean it."""
+CPU_ARCHES: Final = ("generic", "native")
 MODULE: Final = "ldmd.hypervisor.emulated_machine"
 CONTROL_NAME: Final = "control.sock"
 CONSOLE_NAME: Final = "console.log"
@@ -226,6 +230,15 @@ class EmulatedHypervisor(Hypervisor):
             details={"clock-mhz-max": str(CLOCK_MHZ_MAX), "vcpus-max": "1"},
         )
 
+    async def describe_cpu(self, definition: DomainDefinition) -> CpuModel:
+        await trio.lowlevel.checkpoint()
+        if definition.cpu_arch not in CPU_ARCHES:
+            raise HypervisorError(
+                f"the emulated machine has no CPU {definition.cpu_arch}",
+                remedy="set cpu-arch to generic",
+            )
+        return CPU
+
     async def create(
         self, definition: DomainDefinition, run_directory: Path, attachments: Attachments
     ) -> DomainProcess:
@@ -305,6 +318,11 @@ def _check_definition(definition: DomainDefinition, attachments: Attachments) ->
         ),
         (definition.firmware not in FIRMWARES, f"has no firmware {definition.firmware}"),
         (definition.vcpus != 1, f"has one vcpu, not {definition.vcpus}"),
+        (definition.cpu_arch not in CPU_ARCHES, f"has no CPU {definition.cpu_arch}"),
+        (
+            definition.huge_pages != "none",
+            f"has no huge pages, and the domain wants those of {definition.huge_pages}",
+        ),
         (bool(devices), f"has no virtual disks and networks; the domain has {devices}"),
     )
     for wrong, sentence in faults:

@@ -19,17 +19,22 @@ from attrs import define, field
 from ldmd.definition import DomainDefinition
 from ldmd.errors import HypervisorError, OutcomeUnknown
 from ldmd.hypervisor import process
-from ldmd.hypervisor.driver import Attachments, Capabilities, Hypervisor, RunStatus
+from ldmd.hypervisor.driver import Attachments, Capabilities, CpuModel, Hypervisor, RunStatus
 from ldmd.hypervisor.oracle import OracleLayout
-from ldmd.hypervisor.qemu_catalogue import ask_program
+from ldmd.hypervisor.qemu_catalogue import ask_cpu, ask_program
 from ldmd.hypervisor.qemu_command import (
     FAMILIES,
     SPARC,
+    UNMOVABLE_DEVICES,
     X86,
     Catalogue,
+    CpuChoice,
     Disk,
     Resources,
     build_arguments,
+    choose_cpu,
+    find_family,
+    find_machine,
     select,
 )
 from ldmd.hypervisor.qemu_disks import find_disk
@@ -42,6 +47,7 @@ from ldmd.hypervisor.qemu_domain import (
     write_record,
 )
 from ldmd.hypervisor.qemu_tap import open_tap
+from ldmd.sizes import format_size, parse_size
 
 ANSWER_SECONDS: Final = 10.0
 START_SECONDS: Final = 30.0
@@ -56,6 +62,13 @@ ORACLE_LAYOUTS: Final = {
 }
 """By the name of the RAM region: where firmware/oracle-x86.S counts."""
 
+HUGE_PAGE_FLAGS: Final = {
+    "none": 0,
+    "2MiB": os.MFD_HUGETLB | os.MFD_HUGE_2MB,
+    "1GiB": os.MFD_HUGETLB | os.MFD_HUGE_1GB,
+}
+PAGE_BYTES: Final = {"2MiB": parse_size("2MiB"), "1GiB": parse_size("1GiB")}
+
 ARCHITECTURES: Final = {X86: "x86_64", SPARC: "sparc"}
 
 
@@ -68,6 +81,7 @@ class QemuHypervisor(Hypervisor):
     answer_seconds: float = ANSWER_SECONDS
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     _catalogues: Mapping[str, Catalogue] | None = field(default=None, init=False)
+    _cpus: dict[tuple[str, CpuChoice], CpuModel] = field(factory=dict, init=False)
 
     async def capabilities(self) -> Capabilities:
         """``details``: "machine:ALIAS" -> the versioned machine; "cpus:PROGRAM" -> names with commas between;
@@ -91,8 +105,27 @@ class QemuHypervisor(Hypervisor):
             firmwares=frozenset().union(*(f.firmwares for f in families)),
             architecture=ARCHITECTURES[first.program],
             accelerator=first.accelerator,
+            optional_devices={
+                machine: catalogue.optional_devices(family)
+                for catalogue in catalogues.values()
+                for machine in catalogue.machines
+                if (family := find_family(machine))
+            },
+            unmovable_devices=UNMOVABLE_DEVICES,
             details=details,
         )
+
+    async def describe_cpu(self, definition: DomainDefinition) -> CpuModel:
+        """Asked of QEMU once for each model."""
+        catalogues = await self._load_catalogues()
+        family, catalogue = find_machine(definition, catalogues)
+        choice = choose_cpu(definition, family, catalogue)
+        if choice is None:
+            return CpuModel(model=definition.machine, features=frozenset())
+        key = catalogue.program, choice
+        if key not in self._cpus:
+            self._cpus[key] = await ask_cpu(catalogue, choice)
+        return self._cpus[key]
 
     async def create(
         self, definition: DomainDefinition, run_directory: Path, attachments: Attachments
@@ -208,8 +241,16 @@ def _resources(definition: DomainDefinition, attachments: Attachments) -> Iterat
 
 
 def _make_ram(definition: DomainDefinition) -> int:
+    """A memfd, of huge pages if the domain wants them: QEMU reserves them when it maps it, or does not start."""
+    page_bytes = PAGE_BYTES.get(definition.huge_pages, 1)
+    if definition.memory_bytes % page_bytes:
+        raise HypervisorError(
+            f"{format_size(definition.memory_bytes)} is not a whole number of pages of {definition.huge_pages}",
+            remedy=f"give the domain a multiple of {definition.huge_pages}, or set huge-pages to none",
+        )
     try:
-        descriptor = os.memfd_create("ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | HUGE_PAGE_FLAGS[definition.huge_pages]
+        descriptor = os.memfd_create("ram", flags)
         try:
             os.ftruncate(descriptor, definition.memory_bytes)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, RAM_SEALS)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from ldmd.errors import HypervisorError
+from ldmd.hypervisor.driver import CpuModel
 from ldmd.hypervisor.qemu_command import (
     ORACLE_FIRMWARE,
     SANDBOX,
     X86,
     Catalogue,
+    CpuChoice,
     find_family,
 )
 from ldmd.hypervisor.qmp_codec import (
@@ -42,7 +44,40 @@ _BARE: Final = ("-nodefaults", "-no-user-config", "-display", "none", "-nic", "n
 _ORACLE_STATUS: Final = 3
 """Of a process with isa-debug-exit when a 1 was written there."""
 
-_QUESTIONS: Final = ("query-version", "query-machines", "query-cpu-definitions")
+_QUESTIONS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
+    ("query-version", {}),
+    ("query-machines", {}),
+    ("query-cpu-definitions", {}),
+    ("qom-list-types", {}),
+)
+
+_NOT_FEATURES: Final = frozenset(
+    [
+        "check",
+        "enforce",
+        "migratable",
+        "host-cache-info",
+        "host-phys-bits",
+        "kvm",
+        "kvm-no-smi-migration",
+        "hotplugged",
+        "realized",
+        "start-powered-off",
+        "tcg-cpuid",
+        "vmware-cpuid-freq",
+        "fill-mtrr-mask",
+        "full-cpuid-auto-level",
+        "cpuid-0xb",
+        "l3-cache",
+        "legacy-cache",
+        "hv-passthrough",
+        "hv-enforce-cpuid",
+    ]
+)
+"""Properties of a CPU that are settings of QEMU's and no feature that a domain sees by that name."""
+_OTHER_NAMES: Final = frozenset(["sse3", "pclmuldq", "sse4-1", "sse4-2", "xd", "ffxsr", "i64"])
+"""QEMU's second names of features; so is every one with an underscore."""
+_IDENTITY: Final = ("vendor", "family", "model", "stepping", "model-id")
 
 
 async def ask_program(program: str, accelerator: str) -> Catalogue | None:
@@ -52,7 +87,7 @@ async def ask_program(program: str, accelerator: str) -> Catalogue | None:
     """
     if shutil.which(program) is None:
         return None
-    answers = await _ask(program)
+    answers = await _ask(program, "none", _QUESTIONS)
     machines = answers["query-machines"]
     offered = [m for m in machines if find_family(m["name"]) and m.get("default-ram-id")]
     names = frozenset(m["name"] for m in offered)
@@ -63,7 +98,45 @@ async def ask_program(program: str, accelerator: str) -> Catalogue | None:
         machines=names | frozenset(aliases),
         aliases=aliases,
         cpus=frozenset(c["name"] for c in answers.get("query-cpu-definitions") or ()),
+        types=frozenset(t["name"] for t in answers.get("qom-list-types") or ()),
         accelerator=await _choose_accelerator(program, accelerator),
+    )
+
+
+async def ask_cpu(catalogue: Catalogue, choice: CpuChoice) -> CpuModel:
+    """The CPU that a domain gets by ``choice`` with this program and accelerator. Raises HypervisorError."""
+    model: dict[str, Any] = {"name": choice.name}
+    if choice.without:
+        model["props"] = dict.fromkeys(choice.without, False)
+    expansion = ("query-cpu-model-expansion", {"type": "full", "model": model})
+    machine = f"none,accel={catalogue.accelerator}"
+    answers = await _ask(catalogue.program, machine, (*_QUESTIONS, expansion))
+    properties: Mapping[str, Any] = answers["query-cpu-model-expansion"]["model"]["props"]
+    wanted = frozenset(
+        name
+        for name, value in properties.items()
+        if value is True
+        and not name.startswith("x-")
+        and "_" not in name
+        and name not in _NOT_FEATURES | _OTHER_NAMES
+    )
+    missing = _find_missing(answers["query-cpu-definitions"], choice.name) - {*choice.without}
+    identity = " ".join(str(properties.get(name)) for name in _IDENTITY)
+    return CpuModel(
+        # a model of that name is the same everywhere, but that KVM gives it the vendor of the host
+        model=identity if choice.of_the_host else f"{choice} of {properties.get('vendor')}",
+        features=wanted - missing,
+        unavailable=missing,
+    )
+
+
+def _find_missing(definitions: Any, name: str) -> frozenset[str]:
+    return frozenset(
+        feature
+        for definition in definitions
+        if definition["name"] == name
+        for feature in definition.get("unavailable-features", ())
+        if "_" not in feature
     )
 
 
@@ -102,18 +175,21 @@ async def _choose_accelerator(program: str, wanted: str) -> str:
     return "tcg"
 
 
-async def _ask(program: str) -> Mapping[str, Any]:
+async def _ask(
+    program: str, machine: str, questions: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Mapping[str, Any]:
     """Command -> answer; a command that this program does not know is left out."""
-    commands = ("qmp_capabilities", *_QUESTIONS, "quit")
-    lines = b"".join(encode_command(c, {}, i) for i, c in enumerate(commands))
-    arguments = [program, *_BARE, "-machine", "none", "-S", "-qmp", "stdio"]
+    conversation = (("qmp_capabilities", {}), *questions, ("quit", {}))
+    commands = tuple(command for command, _ in conversation)
+    lines = b"".join(encode_command(c, a, i) for i, (c, a) in enumerate(conversation))
+    arguments = [program, *_BARE, "-machine", machine, "-S", "-qmp", "stdio"]
     try:
         with trio.fail_after(ASK_SECONDS):
             done = await trio.run_process(
                 arguments, stdin=lines, capture_stdout=True, capture_stderr=True, check=False
             )
         answers = _read_answers(done.stdout, commands)
-        if not {"query-version", "query-machines"} <= answers.keys():
+        if not {"query-version", "query-machines", questions[-1][0]} <= answers.keys():
             raise QmpFault(done.stderr.decode(errors="replace").strip()[-500:] or "no answer")
         return answers
     except (OSError, QmpFault, trio.TooSlowError) as error:

@@ -33,7 +33,12 @@ DEVICES_PER_SLOT: Final = 8
 """Functions of a PCI slot: 64 vdisks and 64 vnets are more than a bus has slots."""
 VDISK_SLOT: Final = 3
 VNET_SLOT: Final = 11
-"""Slots 3 to 10 and 11 to 18; 0 to 2 and 31 are the machines' own."""
+OPTIONAL_SLOT: Final = 19
+"""Slots 3 to 10, 11 to 18 and 19 to 21; 0 to 2 and 31 are the machines' own."""
+
+GENERIC_CPU: Final = "qemu64"
+GENERIC_WITHOUT: Final = ("pni",)
+"""Features of the generic CPU's model that hosts were seen not to have: no domain with it gets them anywhere."""
 
 
 STOPS_WHEN_IT_FAILS: Final = {"werror": "stop", "rerror": "stop"}
@@ -78,6 +83,8 @@ class Family:
     bus: str = ""
     devices: str = ""
     """What virtio device names end in: "pci", "device", or "" when there are none."""
+    optional: Mapping[str, str] = field(factory=dict)
+    """Optional device -> QEMU's."""
     variables: bool = False
     options: tuple[str, ...] = ()
 
@@ -86,6 +93,24 @@ _X86_FIRMWARES: Final[Mapping[str, tuple[str, ...]]] = {
     "default": (),
     "oracle": ("-bios", str(ORACLE_FIRMWARE)),
 }
+
+_OPTIONAL_PCI: Final[Mapping[str, str]] = {
+    "rng": "virtio-rng-pci",
+    "watchdog": "i6300esb",
+    "crypto": "virtio-crypto-pci",
+}
+_OPTIONAL_MMIO: Final[Mapping[str, str]] = {
+    "rng": "virtio-rng-device",
+    "crypto": "virtio-crypto-device",
+}
+_BACKENDS: Final[Mapping[str, tuple[str, str]]] = {
+    "rng": ("rng", "rng-builtin"),
+    "crypto": ("cryptodev", "cryptodev-backend-builtin"),
+}
+"""Optional device -> the property that names its backend, and the backend: both without a file of the host."""
+
+UNMOVABLE_DEVICES: Final = frozenset({"crypto"})
+"""QEMU: "State blocked by non-migratable device"; seen with 7.2."""
 
 X86: Final = "qemu-system-x86_64"
 SPARC: Final = "qemu-system-sparc"
@@ -96,9 +121,10 @@ FAMILIES: Final = (
         machines=re.compile(r"pc(-i440fx-\d+\.\d+)?"),
         ram="pc.ram",
         firmwares=_X86_FIRMWARES,
-        generic_cpu="qemu64",
+        generic_cpu=GENERIC_CPU,
         bus="pci.0",
         devices="pci",
+        optional=_OPTIONAL_PCI,
         # A domain that put itself to sleep (ACPI S3) is neither running nor stopped: it would wake up behind a
         # suspend's back. So no domain can.
         options=("-global", "PIIX4_PM.disable_s3=1", "-global", "PIIX4_PM.disable_s4=1"),
@@ -108,9 +134,10 @@ FAMILIES: Final = (
         machines=re.compile(r"q35|pc-q35-\d+\.\d+(\.\d+)?"),
         ram="pc.ram",
         firmwares=_X86_FIRMWARES,
-        generic_cpu="qemu64",
+        generic_cpu=GENERIC_CPU,
         bus="pcie.0",
         devices="pci",
+        optional=_OPTIONAL_PCI,
         options=("-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1"),
     ),
     Family(
@@ -118,8 +145,9 @@ FAMILIES: Final = (
         machines=re.compile(r"microvm"),
         ram="microvm.ram",
         firmwares=_X86_FIRMWARES,
-        generic_cpu="qemu64",
+        generic_cpu=GENERIC_CPU,
         devices="device",
+        optional=_OPTIONAL_MMIO,
     ),
     Family(
         program=SPARC,
@@ -141,6 +169,28 @@ class Catalogue:
     aliases: Mapping[str, str]
     cpus: frozenset[str]
     accelerator: str
+    types: frozenset[str] = frozenset()
+    """Of devices and backends among others."""
+
+    def optional_devices(self, family: Family) -> frozenset[str]:
+        """Those of ``OPTIONAL_DEVICES`` that domains of the family's machines get."""
+        return frozenset(
+            name
+            for name, device in family.optional.items()
+            if {device, *_BACKENDS.get(name, ())[1:]} <= self.types
+        )
+
+
+@frozen
+class CpuChoice:
+    """A CPU model of QEMU's; ``without``: features of it that are left out; ``of_the_host``: another one on each host."""
+
+    name: str
+    without: tuple[str, ...] = ()
+    of_the_host: bool = False
+
+    def __str__(self) -> str:
+        return ",".join([self.name, *(f"-{feature}" for feature in self.without)])
 
 
 @frozen(kw_only=True)
@@ -155,6 +205,8 @@ class Selection:
     cpu: str
     """"" for the machine's own."""
     firmware: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    """Those of the definition's optional devices that it gets."""
 
 
 @frozen(kw_only=True)
@@ -182,8 +234,10 @@ def find_family(machine: str) -> Family | None:
     return next((f for f in FAMILIES if f.machines.fullmatch(machine)), None)
 
 
-def select(definition: DomainDefinition, catalogues: Mapping[str, Catalogue]) -> Selection:
-    """Match the definition with what this host has. Raises HypervisorError saying what it has not."""
+def find_machine(
+    definition: DomainDefinition, catalogues: Mapping[str, Catalogue]
+) -> tuple[Family, Catalogue]:
+    """The definition's machine type here. Raises HypervisorError when there is none."""
     family = find_family(definition.machine)
     catalogue = catalogues.get(family.program) if family else None
     if family is None or catalogue is None or definition.machine not in catalogue.machines:
@@ -192,6 +246,12 @@ def select(definition: DomainDefinition, catalogues: Mapping[str, Catalogue]) ->
             f"this host's QEMU has no machine {definition.machine!r}",
             remedy=f"use one that 'ldm list-hypervisors' shows, for example {', '.join(known)}",
         )
+    return family, catalogue
+
+
+def select(definition: DomainDefinition, catalogues: Mapping[str, Catalogue]) -> Selection:
+    """Match the definition with what this host has. Raises HypervisorError saying what it has not."""
+    family, catalogue = find_machine(definition, catalogues)
     if definition.firmware not in family.firmwares:
         raise HypervisorError(
             f"machine {definition.machine} has no firmware {definition.firmware!r},"
@@ -213,20 +273,34 @@ def select(definition: DomainDefinition, catalogues: Mapping[str, Catalogue]) ->
         accelerator=catalogue.accelerator,
         cpu=_select_cpu(definition, family, catalogue),
         firmware=family.firmwares[definition.firmware],
+        optional=tuple(
+            device
+            for device in definition.optional_devices
+            if device in catalogue.optional_devices(family)
+        ),
     )
 
 
 def _select_cpu(definition: DomainDefinition, family: Family, catalogue: Catalogue) -> str:
+    """With ``enforce`` QEMU makes no domain whose CPU would lack anything: what runs has all of it, on every host."""
+    choice = choose_cpu(definition, family, catalogue)
+    return f"{choice},enforce" if choice else ""
+
+
+def choose_cpu(
+    definition: DomainDefinition, family: Family, catalogue: Catalogue
+) -> CpuChoice | None:
+    """None for the machine's own. Raises HypervisorError when this host does not have it."""
     if definition.cpu_arch == "generic":
-        return family.generic_cpu
+        return CpuChoice(family.generic_cpu, GENERIC_WITHOUT) if family.generic_cpu else None
     if not family.generic_cpu:
         raise HypervisorError(
             f"machine {definition.machine} has one CPU only: set cpu-arch to generic"
         )
     if definition.cpu_arch == "native":
-        return "host" if catalogue.accelerator == "kvm" else "max"
+        return CpuChoice("host" if catalogue.accelerator == "kvm" else "max", of_the_host=True)
     if definition.cpu_arch in catalogue.cpus:
-        return definition.cpu_arch
+        return CpuChoice(definition.cpu_arch)
     raise HypervisorError(
         f"this host's QEMU has no CPU {definition.cpu_arch!r}",
         remedy="use generic, native or one that 'ldm list-hypervisors' shows",
@@ -262,6 +336,7 @@ def build_arguments(
         *_variables(definition),
         *_vdisks(definition, family, resources),
         *_vnets(definition, family, resources),
+        *_optional(selection),
         "-S",
         *(("-incoming", "defer") if receiving else ()),
     ]
@@ -333,6 +408,7 @@ def _vnets(definition: DomainDefinition, family: Family, resources: Resources) -
             "id": f"vnet{index}",
             "netdev": f"tap{index}",
             "mac": vnet.mac,
+            "host_mtu": vnet.mtu,
             **_place(family, VNET_SLOT, index),
         }
         # No option ROM: its size differs between versions of QEMU, and nothing boots from a vnet.
@@ -340,6 +416,21 @@ def _vnets(definition: DomainDefinition, family: Family, resources: Resources) -
             device["romfile"] = ""
         netdev = f"tap,id=tap{index},fd={tap},vhost=off"
         arguments += ["-netdev", netdev, "-device", _json(device)]
+    return arguments
+
+
+def _optional(selection: Selection) -> list[str]:
+    """Each at a place of its own, whichever others there are."""
+    family, arguments = selection.family, []
+    for name in selection.optional:
+        slot = OPTIONAL_SLOT + list(family.optional).index(name)
+        place = {"bus": family.bus, "addr": f"{slot:x}.0"} if family.bus else {}
+        device: dict[str, Any] = {"driver": family.optional[name], "id": name, **place}
+        if name in _BACKENDS:
+            link, backend = _BACKENDS[name]
+            device[link] = f"{name}-backend"
+            arguments += ["-object", _json({"qom-type": backend, "id": f"{name}-backend"})]
+        arguments += ["-device", _json(device)]
     return arguments
 
 

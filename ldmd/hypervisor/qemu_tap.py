@@ -23,6 +23,8 @@ _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914
+_SIOCGIFMTU: Final = 0x8921
+_SIOCSIFMTU: Final = 0x8922
 _SIOCBRADDIF: Final = 0x89A2
 _IFF_UP: Final = 0x1
 _IFREQ: Final = struct.Struct("16sH22x")
@@ -45,6 +47,7 @@ def open_tap(bridge: str) -> int:
         answer = fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(NAME_TEMPLATE, flags))
         name = answer[:16].rstrip(b"\0")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            _take_mtu(control, name, bridge)
             _raise_interface(control, name)
             _join_bridge(control, name, bridge)
     except OSError as error:
@@ -54,6 +57,13 @@ def open_tap(bridge: str) -> int:
             remedy="make the bridge, and give the manager CAP_NET_ADMIN",
         ) from error
     return descriptor
+
+
+def _take_mtu(control: socket.socket, name: bytes, bridge: str) -> None:
+    """The bridge's: a bridge that a port with a smaller one joins may take that one over."""
+    answer = fcntl.ioctl(control, _SIOCGIFMTU, _IFREQ_INDEX.pack(os.fsencode(bridge), 0))
+    _, mtu = _IFREQ_INDEX.unpack(answer)
+    fcntl.ioctl(control, _SIOCSIFMTU, _IFREQ_INDEX.pack(name, mtu))
 
 
 def _raise_interface(control: socket.socket, name: bytes) -> None:

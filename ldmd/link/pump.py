@@ -8,6 +8,7 @@ are written by whoever calls ``send_chunk``, straight from the caller's memory.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -43,6 +44,8 @@ class Link:
         self.peer = peer
         self.user = user
         self.hello: Hello | None = None
+        self.clock_ahead_ms: int | None = None
+        """How far the peer's clock is before ours, give or take the time that its HELLO took; known with ``hello``."""
         self._stream = stream
         self._connection = Connection(hello, now=trio.current_time())
         self._something_to_send = trio.Event()
@@ -212,6 +215,7 @@ class Link:
                 "wrong-host", f"HELLO says {hello.host}, the certificate says {self.peer.name}"
             )
         self.hello = hello
+        self.clock_ahead_ms = hello.time_unix_ms - time.time_ns() // 1_000_000
         self._hello_heard()
 
     async def _watch_time(self) -> None:

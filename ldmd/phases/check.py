@@ -57,6 +57,7 @@ def build_check(migration: Migration) -> m.Check:
     return m.Check(
         migration=migration.id,
         dry_run=migration.dry_run,
+        force=migration.force,
         run_state=migration.run_state,
         domain=to_document(migration.definition),
         new_name=migration.new_name,
@@ -70,19 +71,22 @@ async def run_checks(migration: Migration) -> Event:
     vdisks, found = await host.inventory.proofs.examine(
         migration.definition, migration.run_state, migration.id, migration.peer, migration.facts
     )
-    view = await host.inventory.view(host.domains, vdisks)
+    view = await host.inventory.view(host.domains, migration.definition, vdisks)
     subject = checks.Subject(
         definition=migration.definition,
         run_state=migration.run_state,
         facts=migration.facts,
         view=view,
+        clock_ahead_ms=migration.link.clock_ahead_ms if migration.link else None,
     )
-    migration.findings = checks.run(checks.ALL, subject)
+    migration.findings = checks.run(checks.ALL, subject, force=migration.force)
     hard = [finding for finding in migration.findings if finding.hard]
-    if hard or migration.dry_run:
+    if hard:
         return migration.explain(
             Event.CHECKS_FOUND, "checks-failed", "; ".join(f.sentence for f in hard)
         )
+    if migration.dry_run:
+        return Event.CHECKS_FOUND
     host.inventory.hold(
         migration.id,
         migration.definition,

@@ -10,14 +10,18 @@ import pytest
 
 from certs.cli import main as certs_command
 from ldmd.cli import main as ldm_command
-from tests.states_page import render
+from tests import checks_page, states_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_states_page_is_up_to_date() -> None:
-    assert (ROOT / "docs" / "states.md").read_text() == render()
+    assert (ROOT / "docs" / "states.md").read_text() == states_page.render()
+
+
+def test_the_checks_page_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "checks.md").read_text() == checks_page.render()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -61,7 +61,12 @@ MESSAGES: Final[dict[type[m.MigrationMessage], m.MigrationMessage]] = {
     type(message): message
     for message in (
         m.Check(
-            migration=ID, dry_run=False, run_state=RunState.RUNNING, new_name=None, **_documents()
+            migration=ID,
+            dry_run=False,
+            force=False,
+            run_state=RunState.RUNNING,
+            new_name=None,
+            **_documents(),
         ),
         m.Checked(migration=ID, findings=()),
         m.Prepare(migration=ID, regions=(m.Region(name="ram", size_bytes=1 << 20),)),

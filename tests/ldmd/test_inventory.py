@@ -13,6 +13,7 @@ from ldmd.definition import DomainDefinition, VirtualDisk, VirtualNetwork
 from ldmd.errors import Busy, HypervisorError, NotFound
 from ldmd.hypervisor.emulated import EmulatedHypervisor
 from ldmd.inventory import Inventory
+from ldmd.measured import HugePages
 from protocol.phases import RunState
 from tests.ldmd.host import MIB, configure, define
 
@@ -22,6 +23,7 @@ class Defined:
     definition: DomainDefinition
     migration: str | None = None
     receiving: bool = False
+    process: object | None = None
 
 
 @pytest.fixture
@@ -162,10 +164,12 @@ async def test_the_view_of_an_instant(inventory: Inventory) -> None:
     assert (view.memory_free_bytes, view.vcpus_free) == (56 * MIB, 1)
     assert view.vdisks == {}, "no domain was looked at"
     assert view.volumes_in_use == {("vds0", "file"): "mine"}
-    assert view.switches == {"vsw0"}
+    assert set(view.measured.switches) == {"vsw0"}
     assert (view.domains_free, view.incoming_free, view.incoming_max) == (0, 1, 2)
     arriving = Defined(mine, migration="e" * 32, receiving=True)
     assert (await inventory.view([arriving])).incoming_free == 0
+    assert view.consoles_free == 10_000 - 3
+    assert view.memory_promised_bytes == 4 * MIB
     assert view.capabilities["emulated"].machines == {"riscv64-virt"}
 
 
@@ -174,9 +178,52 @@ async def test_facts_of_an_active_domain(inventory: Inventory) -> None:
     facts = await inventory.facts(definition, RunState.RUNNING)
     version = list((await inventory.capabilities("emulated")).version)
     assert facts["hypervisor-version"] == version
-    assert await inventory.facts(definition, RunState.BOUND, pending=True) == {
-        "reconfiguration-pending": True
+    assert facts["cpu"] == {"model": "unicorn-riscv64", "features": sorted("imafdc")}
+    assert (facts["optional-devices"], facts["unmovable-devices"]) == ([], [])
+
+
+async def test_facts_of_what_does_not_run(inventory: Inventory) -> None:
+    definition = define(vnets=(net(), net("n1", "vsw9", "52:54:00:00:00:02")))
+    facts = await inventory.facts(definition, RunState.BOUND, pending=True)
+    assert facts == {
+        "reconfiguration-pending": True,
+        "switches": {},  # its bridge is not there
+        "certificate-until-unix-ms": None,
+        "hypervisor-version": list((await inventory.capabilities("emulated")).version),
     }
+
+
+async def test_huge_pages_are_promised_until_they_are_taken(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel counts those of a domain that runs; of the others only the manager knows."""
+    pages = HugePages(free_bytes=40 * MIB, largest_node_bytes=40 * MIB)
+    monkeypatch.setattr("ldmd.measured.read_huge_pages", lambda _: pages)
+    runs, bound, coming = (
+        define(name, memory_bytes=size * MIB, huge_pages="2MiB")
+        for name, size in (("runs", 2), ("bound", 4), ("coming", 8))
+    )
+    for domain in (runs, bound):
+        inventory.hold(domain.uuid, domain)
+    inventory.hold("f" * 32, coming, incoming=True)
+    inventory.hold("e" * 32, define(huge_pages="2MiB"), resources=False, incoming=True)
+    view = await inventory.view([Defined(runs, process=object()), Defined(bound)])
+    assert view.huge_promised_bytes == {"2MiB": 12 * MIB, "1GiB": 0}
+    assert view.memory_promised_bytes == 0
+
+
+async def test_the_cpu_of_the_domain_in_question(inventory: Inventory) -> None:
+    assert (await inventory.view([])).cpu is None
+    found = await inventory.view([], define())
+    assert found.cpu is not None
+    assert found.cpu.model == "unicorn-riscv64"
+    for definition, why in (
+        (define(cpu_arch="EPYC"), "has no CPU EPYC"),
+        (define(hypervisor="qemu"), "qemu is not enabled"),
+    ):
+        view = await inventory.view([], definition)
+        assert view.cpu is None
+        assert why in view.cpu_fault
 
 
 async def test_a_hypervisor_that_is_not_enabled(inventory: Inventory) -> None:

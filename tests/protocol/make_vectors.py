@@ -56,6 +56,7 @@ DOMAIN = {
 CHECK = {
     "migration": ID,
     "dry_run": False,
+    "force": False,
     "run_state": "running",
     "domain": DOMAIN,
     "new_name": None,
@@ -78,6 +79,7 @@ VALID: list[tuple[str, str, dict[str, Any]]] = [
         "CHECK",
         {**CHECK, "dry_run": True, "run_state": "inactive", "new_name": "web2", "facts": {}},
     ),
+    ("check, forced", "CHECK", {**CHECK, "force": True, "run_state": "suspended"}),
     ("checked", "CHECKED", {"migration": ID, "findings": [FINDING, {**FINDING, "hard": False}]}),
     ("checked, nothing found", "CHECKED", {"migration": ID, "findings": []}),
     ("prepare", "PREPARE", {"migration": ID, "regions": REGIONS}),

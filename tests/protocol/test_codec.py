@@ -23,6 +23,7 @@ ID = "0123456789abcdef" * 2
 CHECK = m.Check(
     migration=ID,
     dry_run=False,
+    force=False,
     run_state=RunState.RUNNING,
     domain={"name": "web1"},
     new_name=None,

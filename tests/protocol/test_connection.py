@@ -127,6 +127,7 @@ def test_a_warm_migration() -> None:
     check = m.Check(
         migration=ID,
         dry_run=False,
+        force=False,
         run_state=RunState.RUNNING,
         domain={"name": "web1"},
         new_name=None,

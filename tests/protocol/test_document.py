@@ -55,11 +55,18 @@ def test_the_definition_is_the_codes() -> None:
 async def test_the_facts_are_the_codes(tmp_path: Path) -> None:
     inventory = Inventory(configure(tmp_path), {"emulated": EmulatedHypervisor()})
     definition = define(hypervisor="emulated")
-    assert keys_of("facts") == list(await inventory.facts(definition, RunState.RUNNING))
-    assert list(await inventory.facts(definition, RunState.BOUND)) == [
-        "volumes",
-        "reconfiguration-pending",
-    ]
+    of_volumes = list(Claims().facts)
+    facts = list(await inventory.facts(definition, RunState.RUNNING))
+    assert [key for key in keys_of("facts") if key not in of_volumes] == facts
+    assert [key for key in keys_of("facts") if key in of_volumes] == of_volumes
+    cold = ["reconfiguration-pending", "switches", "certificate-until-unix-ms"]
+    bound = list(await inventory.facts(definition, RunState.BOUND))
+    assert bound == [*cold, "hypervisor-version"]
+    native = define(hypervisor="emulated", cpu_arch="native")
+    assert list(await inventory.facts(native, RunState.BOUND)) == [*bound, "cpu"]
+    assert list(await inventory.facts(native, RunState.INACTIVE)) == bound
+    elsewhere = define(hypervisor="qemu")  # which is not enabled
+    assert list(await inventory.facts(elsewhere, RunState.BOUND)) == cold
 
 
 def test_the_examples_are_vectors() -> None:

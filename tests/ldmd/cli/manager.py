@@ -33,6 +33,10 @@ FINDING = {
     "remedy": "unbind another domain",
     "hard": True,
 }
+LONG = FINDING | {
+    "sentence": "a sentence of this kind is longer than a terminal of eighty columns is wide, and then it goes on",
+    "remedy": "what has to be done about that takes more than one line as well, though it is not that much",
+}
 SOFT_FINDING = FINDING | {"code": "clocks", "remedy": "", "hard": False, "sentence": "70 s apart"}
 PHASES = {"check": 0.02, "prepare": 0.3, "transfer": 1.25, "handoff": 0.015}
 OPERATION = {
@@ -239,7 +243,7 @@ class SmallHost:
     async def migrate_domain(
         self, _c: Caller, arguments: Any, progress: Progress
     ) -> dict[str, Any]:
-        given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run")
+        given = Arguments.of(arguments, "domain", "peer", "new_name", "dry_run", "force")
         self.asked.append(("migrate-domain", arguments))
         name = given.text("domain")
         self.describe(name)
@@ -247,9 +251,12 @@ class SmallHost:
             for position in (2, 1):
                 await progress(queued_at(position))
         await progress({"event": "phase", "phase": "check", "migration": MIGRATION})
-        if name == "too-big":
-            facts = {"findings": [FINDING, SOFT_FINDING], "migration": MIGRATION}
-            raise ChecksFailed("too-big cannot move to host-b", facts=facts)
+        if name.startswith("too-"):
+            findings = [LONG if name.startswith("too-long") else FINDING, SOFT_FINDING]
+            if name.endswith("-early"):
+                await progress({"event": "findings", "findings": findings})
+            facts = {"findings": findings, "migration": MIGRATION}
+            raise ChecksFailed(f"{name} cannot move to host-b", facts=facts)
         result = {"migration": MIGRATION, "findings": [SOFT_FINDING], "domain": name}
         if given.boolean("dry_run"):
             return result | {"outcome": "dry-run"}

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.ldmd.cli.conftest import Run
-from tests.ldmd.cli.manager import DIGEST, MIGRATION, PHASES, SmallHost
+from tests.ldmd.cli.manager import DIGEST, LONG, MIGRATION, PHASES, SmallHost
 
 DEADLINE_SECONDS = 20.0
 
@@ -45,7 +45,13 @@ def test_each_phase_and_each_ten_percent_has_a_line(ldm: Run, host: SmallHost) -
     assert host.asked == [
         (
             "migrate-domain",
-            {"domain": "ldg1", "peer": "host-b", "new_name": None, "dry_run": False},
+            {
+                "domain": "ldg1",
+                "peer": "host-b",
+                "new_name": None,
+                "dry_run": False,
+                "force": False,
+            },
         )
     ]
 
@@ -106,13 +112,61 @@ def test_dry_run(ldm: Run, host: SmallHost) -> None:
     assert host.asked[0][1]["dry_run"] is True
     bad = ldm("migrate", "-n", "too-big", "host-b")
     assert bad.exit_code == 1
-    assert bad.stdout == (
-        "  failed  memory (ldg1): 512MiB is needed, 64MiB is free\n"
-        "          unbind another domain\n"
-        "  note    clocks (ldg1): 70 s apart\n"
-        "migrating too-big would fail if attempted\n"
+    assert bad.stdout == FOUND + "migrating too-big to host-b would fail if attempted\n"
+    assert bad.stderr == ""  # all was said
+
+
+FOUND = (
+    "  failed  memory (ldg1): 512MiB is needed, 64MiB is free\n"
+    "          unbind another domain\n"
+    "  note    clocks (ldg1): 70 s apart\n"
+)
+
+
+def test_a_finding_is_printed_once(ldm: Run, host: SmallHost) -> None:
+    """Whether it came while the command waited, or with the end."""
+    host.add("too-big")
+    host.add("too-big-and-early")
+    for name in host.definitions:
+        result = ldm("migrate", name, "host-b")
+        assert result.exit_code == 1
+        assert result.stdout == "check\n" + FOUND
+        assert result.stderr == f"ldm: {name} cannot move to host-b\n"
+
+
+def test_parseable(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1")
+    host.add("too-big")
+    note = "FINDING|code=clocks|weight=soft|subject=ldg1|sentence=70 s apart|remedy=\n"
+    memory = (
+        "FINDING|code=memory|weight=hard|subject=ldg1"
+        "|sentence=512MiB is needed, 64MiB is free|remedy=unbind another domain\n"
     )
-    assert "too-big cannot move" in bad.stderr
+    migration = "VERSION 1.0\nMIGRATION|domain={}|target=host-b|new-name={}|result={}\n"
+    for words, status, expected in (
+        (["-n", "ldg1", "host-b"], 0, migration.format("ldg1", "", "would succeed") + note),
+        (["ldg1", "host-b:web9"], 0, migration.format("ldg1", "web9", "moved") + note),
+        (
+            ["-n", "too-big", "host-b"],
+            1,
+            migration.format("too-big", "", "would fail if attempted") + memory + note,
+        ),
+        (
+            ["too-big", "host-b"],
+            1,
+            migration.format("too-big", "", "checks-failed") + memory + note,
+        ),
+        (["-n", "nobody", "host-b"], 4, migration.format("nobody", "", "not-found")),
+    ):
+        result = ldm("migrate", "-p", *words)
+        assert (result.exit_code, result.stdout) == (status, expected)
+
+
+def test_force_is_handed_on(ldm: Run, host: SmallHost) -> None:
+    host.add("ldg1")
+    ldm("migrate", "-f", "ldg1", "host-b")
+    ldm("migrate", "ldg1", "host-b")
+    assert [arguments["force"] for _, arguments in host.asked] == [True, False]
 
 
 def test_failed_checks_in_json(ldm: Run, host: SmallHost) -> None:
@@ -202,6 +256,32 @@ def test_a_hang_up_does_not_ask_for_it(socket_path: Path, host: SmallHost) -> No
 
 def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost) -> None:
     host.add("patient")
+    lines = lines_on_a_terminal(socket_path, "migrate", "patient", "host-b")
+    for phase in PHASES:
+        assert any(re.fullmatch(rf"{phase} +━+ 100 % ?.*", line.rstrip()) for line in lines), lines
+    assert all(len(line) <= 80 for line in lines)
+    assert any(line.startswith("queued") and "number 2: 4 are" in line for line in lines), lines
+    assert "patient runs on host-b" in lines
+
+
+@pytest.mark.parametrize("words", [["-n"], []])
+def test_findings_on_a_terminal_of_eighty_columns(
+    socket_path: Path, host: SmallHost, words: list[str]
+) -> None:
+    host.add("too-long-and-early")
+    lines = lines_on_a_terminal(
+        socket_path, "migrate", *words, "too-long-and-early", "host-b", status=1
+    )
+    assert all(len(line) <= 80 for line in lines)
+    at = next(n for n, line in enumerate(lines) if line.startswith("  failed  "))
+    text = " ".join(line.strip() for line in lines[at : at + 4])
+    assert LONG["sentence"] in text
+    assert LONG["remedy"] in text
+    assert all(line.startswith(" " * 10) for line in lines[at + 1 : at + 4])
+
+
+def lines_on_a_terminal(socket_path: Path, *words: str, status: int = 0) -> list[str]:
+    """What the command shows on one of 80 columns, without colours and cursor movements."""
     leader, follower = pty.openpty()
     received = bytearray()
 
@@ -218,16 +298,11 @@ def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        with started(socket_path, "migrate", "patient", "host-b", stdout=follower) as process:
+        with started(socket_path, *words, stdout=follower) as process:
             os.close(follower)
-            assert process.wait(DEADLINE_SECONDS) == 0
+            assert process.wait(DEADLINE_SECONDS) == status
     finally:
         reader.join(DEADLINE_SECONDS)
         os.close(leader)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", received.decode())
-    lines = re.split(r"[\r\n]+", text)
-    for phase in PHASES:
-        assert any(re.fullmatch(rf"{phase} +━+ 100 % ?.*", line.rstrip()) for line in lines), lines
-    assert all(len(line) <= 80 for line in lines)
-    assert any(line.startswith("queued") and "number 2: 4 are" in line for line in lines), lines
-    assert "patient runs on host-b" in lines
+    return re.split(r"[\r\n]+", text)

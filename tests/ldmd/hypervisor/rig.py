@@ -158,10 +158,12 @@ def copy_ram(source: DomainProcess, target: DomainProcess) -> int:
     copied_bytes = 0
     with ram_of(source) as sources, ram_of(target) as targets:
         for region, ours, theirs in zip(source.regions, sources, targets, strict=True):
-            for first, end in data_ranges(ours, region.size_bytes):
-                written = os.pwrite(theirs, os.pread(ours, end - first, first), first)
-                assert written == end - first
-                copied_bytes += written
+            with mmap.mmap(
+                theirs, region.size_bytes
+            ) as ram:  # huge pages cannot be written to otherwise
+                for first, end in data_ranges(ours, region.size_bytes):
+                    ram[first:end] = os.pread(ours, end - first, first)
+                    copied_bytes += end - first
     return copied_bytes
 
 

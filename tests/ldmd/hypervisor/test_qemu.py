@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -38,6 +38,8 @@ from ldmd.hypervisor.qemu_command import (
 )
 from ldmd.hypervisor.qemu_domain import DEVICE_STATE_NAME, RUN_STATUSES, QemuDomain
 from ldmd.hypervisor.qmp import open_qmp
+from ldmd.measured import read_huge_pages
+from tests.conftest import NR_HUGE_PAGES
 from tests.ldmd.hypervisor.qemu_cases import (
     SPARC_ORACLE,
     make_definition,
@@ -193,10 +195,10 @@ def test_machines_of_a_program_that_is_not_installed_are_not_there() -> None:
 @pytest.mark.parametrize(
     ("cpu", "accelerator", "expected"),
     [
-        ("generic", "kvm", "qemu64"),
-        ("native", "kvm", "host"),
-        ("native", "tcg", "max"),
-        ("Skylake-Server-v4", "tcg", "Skylake-Server-v4"),
+        ("generic", "kvm", "qemu64,-pni,enforce"),
+        ("native", "kvm", "host,enforce"),
+        ("native", "tcg", "max,enforce"),
+        ("Skylake-Server-v4", "tcg", "Skylake-Server-v4,enforce"),
     ],
 )
 def test_cpu(cpu: str, accelerator: str, expected: str) -> None:
@@ -226,6 +228,42 @@ def test_paths_and_variables_stay_one_value() -> None:
     assert arguments[arguments.index("-prom-env") + 1] == "boot-command=1 , 2 -sandbox off"
     assert arguments.count("-sandbox") == 1
     assert arguments[-2:] == ["-incoming", "defer"]
+
+
+def test_optional_devices_are_given_where_qemu_has_them() -> None:
+    definition = make_definition("pc", optional_devices=("crypto", "watchdog", "rng"))
+    everything = {"virtio-rng-pci", "rng-builtin", "i6300esb", "virtio-crypto-pci"}
+    for types, given in (
+        (everything | {"cryptodev-backend-builtin"}, ["crypto", "watchdog", "rng"]),
+        (everything, ["watchdog", "rng"]),  # a device without a backend is none
+        (everything - {"rng-builtin"}, ["watchdog"]),
+        (set(), []),
+    ):
+        catalogue = attrs.evolve(CATALOGUES[X86], types=frozenset(types))
+        selection = select(definition, {X86: catalogue})
+        assert list(selection.optional) == given
+        arguments = build_arguments(
+            definition, selection, Resources(ram_descriptor=9), receiving=False
+        )
+        devices = [json.loads(v) for o, v in itertools.pairwise(arguments) if o == "-device"]
+        assert [device["id"] for device in devices] == given
+        places = {device["id"]: device["addr"] for device in devices}
+        # the same place, whichever others there are
+        assert places.items() <= {"rng": "13.0", "watchdog": "14.0", "crypto": "15.0"}.items()
+    assert select(attrs.evolve(definition, machine="microvm"), {X86: catalogue}).optional == ()
+
+
+def test_a_vnet_tells_its_domain_the_mtu() -> None:
+    net = VirtualNetwork(name="n0", switch="s", mac="52:54:00:00:00:01", mtu=9000)
+    definition = attrs.evolve(make_definition("pc"), vnets=(net,))
+    arguments = build_arguments(
+        definition,
+        select(definition, CATALOGUES),
+        Resources(ram_descriptor=9, taps=(10,)),
+        receiving=False,
+    )
+    (device,) = [json.loads(v) for o, v in itertools.pairwise(arguments) if o == "-device"]
+    assert device["host_mtu"] == 9000
 
 
 def test_devices_have_places_of_their_own() -> None:
@@ -268,6 +306,134 @@ async def test_capabilities_are_of_what_is_installed(bench: Bench) -> None:
     assert not {"none", "x-remote", "isapc"} & found.machines
     assert all(find_family(machine) for machine in found.machines)
     assert "qemu64" in found.details[f"cpus:{X86}"].split(",")
+    assert found.optional_devices["pc"] == {"rng", "watchdog", "crypto"}
+    assert found.optional_devices["microvm"] == {"rng", "crypto"}
+    assert found.optional_devices.get("SS-5", frozenset()) == frozenset()
+
+
+# --- the CPU --------------------------------------------------------------------------------------
+
+
+@pytest.mark.qemu
+async def test_the_features_of_a_cpu_are_those_that_qemu_gives(bench: Bench) -> None:
+    """Asked of a domain that runs with it: QEMU's own word for each feature."""
+    for cpu_arch in ("generic", "native", "qemu64", "Nehalem"):
+        definition = make_definition("pc", cpu_arch=cpu_arch)
+        model = await bench.hypervisor.describe_cpu(definition)
+        assert {"sse2", "nx", "lm"} <= model.features
+        domain = await bench.create(definition)
+        async with open_qmp(domain.run_directory, "qmp.sock", answer_seconds=WAIT_SECONDS) as qmp:
+            (cpu,) = await qmp.execute("query-cpus-fast")
+            for feature in {*model.features, "avx512f"}:
+                arguments = {"path": cpu["qom-path"], "property": feature}
+                assert await qmp.execute("qom-get", arguments) == (feature in model.features), (
+                    feature
+                )
+        await domain.destroy()
+
+
+@pytest.mark.qemu
+async def test_the_generic_cpu_leaves_out_what_hosts_were_seen_not_to_have(bench: Bench) -> None:
+    generic = await bench.hypervisor.describe_cpu(make_definition("pc"))
+    model = await bench.hypervisor.describe_cpu(make_definition("pc", cpu_arch="qemu64"))
+    assert model.features - generic.features == {"pni"}
+    assert generic.unavailable == frozenset()
+    assert generic.model != model.model
+
+
+@pytest.mark.qemu
+async def test_a_cpu_that_would_lack_something_is_not_made(bench: Bench) -> None:
+    """TCG has no EPYC's every feature: QEMU would leave some out, and another host others."""
+    definition = make_definition("pc", cpu_arch="EPYC")
+    model = await bench.hypervisor.describe_cpu(definition)
+    assert "topoext" in model.unavailable
+    assert not model.unavailable & model.features
+    with pytest.raises(HypervisorError, match="support requested feature"):
+        await bench.create(definition)
+    with pytest.raises(HypervisorError, match="no CPU 'SuperSparc'"):
+        await bench.hypervisor.describe_cpu(make_definition("pc", cpu_arch="SuperSparc"))
+
+
+@pytest.mark.qemu
+@pytest.mark.usefixtures("needs_kvm")
+async def test_the_generic_cpu_is_made_with_kvm(bench: Bench) -> None:
+    bench.hypervisor = QemuHypervisor(accelerator="kvm")
+    model = await bench.hypervisor.describe_cpu(make_definition("pc"))
+    assert model.unavailable == frozenset()
+    await run_until_printed(await bench.create(make_definition("pc")))
+
+
+# --- optional devices, huge pages -----------------------------------------------------------------
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("machine", ["pc", "q35", "microvm"])
+async def test_optional_devices_move_with_their_domain(bench: Bench, machine: str) -> None:
+    definition = make_definition(machine, optional_devices=("rng", "watchdog"))
+    source = await bench.create(definition)
+    await run_until_printed(source)
+    await source.suspend()
+    state = await source.retrieve_device_state()
+    assert (b"virtio-rng" in state, b"i6300esb" in state) == (True, machine != "microvm")
+    target = await bench.create(definition, receiving=True)
+    copy_ram(source, target)
+    await target.install_device_state(state)
+    await run_until_printed(target)
+
+
+@pytest.mark.qemu
+async def test_a_crypto_device_cannot_be_moved(bench: Bench) -> None:
+    """What the capabilities say; with a QEMU that can, this is the place to mend."""
+    assert (await bench.hypervisor.capabilities()).unmovable_devices == {"crypto"}
+    domain = await bench.create(make_definition("pc", optional_devices=("crypto",)))
+    with pytest.raises(HypervisorError, match="non-migratable"):
+        await domain.retrieve_device_state()
+
+
+@pytest.mark.qemu
+async def test_no_huge_pages(bench: Bench) -> None:
+    uneven = make_definition("pc", 17 * 2**20, huge_pages="2MiB")
+    with pytest.raises(HypervisorError, match="17MiB is not a whole number of pages of 2MiB"):
+        await bench.create(uneven)
+    more_than_there_are = make_definition("pc", 2**40, huge_pages="2MiB")
+    with pytest.raises(HypervisorError):
+        await bench.create(more_than_there_are)
+    assert [process.find(directory) for directory in bench.run_directories] == [None, None]
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[int]:
+    """64 MiB more of them than there were."""
+    before = int(NR_HUGE_PAGES.read_text())
+    NR_HUGE_PAGES.write_text(str(before + 32))
+    try:
+        assert int(NR_HUGE_PAGES.read_text()) == before + 32, "too little memory in one piece"
+        yield before
+    finally:
+        NR_HUGE_PAGES.write_text(str(before))
+
+
+@pytest.mark.qemu
+@pytest.mark.hugepages
+@pytest.mark.usefixtures("huge_pages")
+async def test_ram_in_huge_pages_moves(bench: Bench) -> None:
+    definition = make_definition("pc", 16 * 2**20, huge_pages="2MiB")
+    free = read_huge_pages(2 * 2**20)
+    assert free is not None
+    source = await bench.create(definition)
+    target = await bench.create(definition, receiving=True)
+    left = read_huge_pages(2 * 2**20)
+    assert left is not None
+    assert free.free_bytes - left.free_bytes == 2 * 16 * 2**20, "both are reserved at once"
+    await run_until_printed(source)
+    await source.suspend()
+    state = await source.retrieve_device_state()
+    copy_ram(source, target)
+    await target.install_device_state(state)
+    await run_until_printed(target)
+    assert check_console(read_console(source) + read_console(target)).contiguous
+    with ram_of(target) as (descriptor,):
+        assert os.fstat(descriptor).st_blksize == 2 * 2**20
 
 
 @pytest.mark.qemu
