@@ -121,7 +121,7 @@ def put(
     except NotKnown as error:
         beside = str(error)
     except OSError as error:
-        beside = error.strerror
+        beside = error.strerror or str(error)
     try:
         return _put_lock(base, proof, label)
     except OSError as error:
