@@ -262,7 +262,8 @@ class Multipath:
 
     def _note_paths(self, domain: Domain, disk: VirtualDisk, paths: Paths) -> None:
         serving = domain.serving.get(disk.name)
-        notes = [serving or "none"]
+        why = paths.reasons.get(serving or "")
+        notes = [f"{serving} ({why})" if why else serving or "none"]
         notes += [f"standby {name}" for name in paths.proved if name not in paths.reasons]
         notes += [f"not {name} ({why})" for name, why in paths.reasons.items() if name != serving]
         domain.path_notes[disk.name] = "; ".join(notes)

@@ -9,6 +9,7 @@ import attrs
 import msgpack
 import xxhash
 
+from ldmd.claims import Claims
 from ldmd.definition import VirtualDisk, VirtualNetwork, to_document
 from ldmd.hypervisor.emulated import EmulatedHypervisor
 from ldmd.inventory import Inventory
