@@ -620,6 +620,10 @@ async def test_what_is_pending_is_kept_and_becomes_so_with_the_end_of_the_proces
     _, (domain,), _ = await read_all(path)
     assert (domain.definition, domain.pending) == (now, pending)
     journal = await Journal.open(path)
+    with pytest.raises(JournalError, match="UNIQUE"):
+        await journal.add_domain(domain_of(make_entry(name="other")))
+    await journal.add_domain(domain_of(make_entry(name="ldg1")))  # the name is free
+    await journal.remove_domain((await journal.load_domains())[0].definition.uuid)
     for state in (DomainState.BOUND, DomainState.INACTIVE):
         with pytest.raises(JournalError, match="CHECK"):
             await journal.set_state(now.uuid, state)
