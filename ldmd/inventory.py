@@ -60,6 +60,8 @@ class View:
     """(service, volume) that a bound or active domain writes -> its name."""
     switches: frozenset[str]
     domains_free: int
+    consoles_free: int
+    """A bound or active domain has a console."""
     incoming_free: int
 
 
@@ -99,11 +101,18 @@ class Inventory:
             h.definition.vcpus for h in self._holds.values() if h.resources
         )
 
+    @property
+    def consoles_free(self) -> int:
+        return self.config.resources.consoles_max - sum(
+            1 for h in self._holds.values() if h.resources
+        )
+
     def require_room(self, definition: DomainDefinition) -> None:
         """Raises Busy naming what there is too little of."""
         for what, wanted, free, show in (
             ("memory", definition.memory_bytes, self.memory_free_bytes, format_size),
             ("virtual CPUs", definition.vcpus, self.vcpus_free, str),
+            ("consoles", 1, self.consoles_free, str),
         ):
             if wanted > free:
                 raise Busy(
@@ -190,6 +199,7 @@ class Inventory:
             },
             switches=frozenset(self.config.vsw),
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
+            consoles_free=self.consoles_free,
             incoming_free=self.config.resources.incoming_max - len(promised),
         )
 

@@ -57,6 +57,7 @@ VIEW = View(
     volumes_in_use={},
     switches=frozenset({"vsw0"}),
     domains_free=1,
+    consoles_free=10,
     incoming_free=1,
 )
 
