@@ -10,6 +10,19 @@ Who may: root, the manager's own user and members of the control group, by the k
 cancelled; what must outlive it (a migration) lives in a nursery of the daemon, and only the waiting
 ends. A client that does not read costs a bounded queue: progress is dropped, an answer has a
 deadline.
+
+A *dialogue* (``console``) goes on in both directions: the client sends more lines, here
+``{"input": BASE64}``, and every ``progress`` line waits until the socket has room, none is dropped.
+A client that does not read holds up its own dialogue and nothing else, and one whose lines are not
+read waits. It ends with the answer, after which the manager closes the connection, or when the
+client hangs up or closes its half of it. The events of ``console``:
+
+    {"event": "opened", "host", "position", "writer"}   writer: who types, when it is not this client
+    {"event": "output", "position", "skipped_bytes", "data"}   data: base64; skipped: not kept so long
+    {"event": "taken", "bytes"}      of the input, in all: the domain has it
+    {"event": "writer", "writer"}    who types now
+    {"event": "moved", "host"}       the domain has moved there, "opened" follows
+    {"event": "notice", "sentence"}  for people
 """
 
 from __future__ import annotations
@@ -44,6 +57,8 @@ ANSWER_SECONDS: Final = 60.0
 REFUSAL_SECONDS: Final = 5.0
 LOOK_UP_SECONDS: Final = 5.0
 """Names of users and groups may come from a directory service that does not answer."""
+DIALOGUE_LINE_BYTES_MAX: Final = 32 * 1024
+"""A client's line in a dialogue: 16 KiB as base64."""
 HALF_CLOSED_POLL_SECONDS: Final = 0.25
 CREDENTIALS: Final = struct.Struct("iII")
 """``struct ucred`` of unix(7): pid, uid, gid."""
@@ -112,6 +127,48 @@ class Arguments:
         return tuple(items)
 
 
+@define(eq=False)
+class Channel:
+    """A dialogue's two directions. Tasks may tell at the same time."""
+
+    stream: trio.SocketStream
+    lines: LineReader
+    _telling: trio.Lock = field(factory=trio.Lock, init=False)
+
+    async def tell(self, document: Mapping[str, Any]) -> None:
+        """Waits for room. Raises trio.BrokenResourceError when the client is gone."""
+        async with self._telling:
+            await self.stream.send_all(encode_line({"progress": document}))
+
+    async def hear(self) -> Mapping[str, Any] | None:
+        """The client's next line; None when no more will come. Raises BadRequest."""
+        try:
+            line = await self.lines.next_line()
+        except (LineTooLong, trio.BrokenResourceError):
+            return None
+        if line is None:
+            return None
+        if len(line) > DIALOGUE_LINE_BYTES_MAX:
+            raise BadRequest(f"a line is longer than {DIALOGUE_LINE_BYTES_MAX} bytes")
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"a line is not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise BadRequest("a line is not an object")
+        return document
+
+
+@frozen
+class Dialogue:
+    """A verb that goes on in both directions until it returns. Raises as a ``Verb`` does."""
+
+    carry_out: Callable[[Caller, Mapping[str, object], Channel], Awaitable[dict[str, Any]]]
+
+
+AnyVerb = Verb | Dialogue
+
+
 def parse_request(line: bytes) -> tuple[str, Mapping[str, object]]:
     """One line -> verb and arguments. Raises BadRequest."""
     try:
@@ -168,7 +225,7 @@ async def _look_up(question: Callable[[], T], otherwise: T) -> T:
 
 async def serve_control(
     listener: trio.socket.SocketType,
-    verbs: Mapping[str, Verb],
+    verbs: Mapping[str, AnyVerb],
     *,
     allowed_group: int | None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -188,7 +245,7 @@ async def serve_control(
 async def _serve_connection(
     stream: trio.SocketStream,
     *,
-    verbs: Mapping[str, Verb],
+    verbs: Mapping[str, AnyVerb],
     allowed_group: int | None,
     limiter: trio.CapacityLimiter,
 ) -> None:
@@ -230,7 +287,7 @@ class _ClientGone(Exception):
 @define(eq=False)
 class _Connection:
     stream: trio.SocketStream
-    verbs: Mapping[str, Verb]
+    verbs: Mapping[str, AnyVerb]
     caller: Caller
     lines: LineReader = field(init=False)
 
@@ -258,7 +315,11 @@ class _Connection:
                 return
             try:
                 name, arguments = parse_request(line)
-                answer = await self._carry_out(name, self._find_verb(name), arguments)
+                verb = self._find_verb(name)
+                if isinstance(verb, Dialogue):
+                    await self._converse(verb, arguments)
+                    return
+                answer = await self._carry_out(name, verb, arguments)
             except BadRequest as error:
                 answer = encode_line(error_document(error))
             except _ClientGone:
@@ -267,7 +328,15 @@ class _Connection:
             if not await self._answer(answer):
                 return
 
-    def _find_verb(self, name: str) -> Verb:
+    async def _converse(self, dialogue: Dialogue, arguments: Mapping[str, object]) -> None:
+        channel = Channel(self.stream, self.lines)
+
+        async def carry_out(caller: Caller, given: Mapping[str, object], _: Progress) -> Any:
+            return await dialogue.carry_out(caller, given, channel)
+
+        await self._answer(await _run_verb(carry_out, self.caller, arguments, _no_progress))
+
+    def _find_verb(self, name: str) -> AnyVerb:
         if name not in self.verbs:
             raise BadRequest(
                 f"there is no verb {name!r:.80}", remedy=f"verbs: {', '.join(sorted(self.verbs))}"
@@ -336,13 +405,21 @@ class _Connection:
         return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
+async def _no_progress(_document: dict[str, Any]) -> None:
+    raise AssertionError("a dialogue has a channel")
+
+
 async def _run_verb(
     verb: Verb, caller: Caller, arguments: Mapping[str, object], progress: Progress
 ) -> bytes:
     """The answer's line, also when the verb has a bug."""
     try:
         return encode_line({"result": await verb(caller, arguments, progress)})
+    except trio.BrokenResourceError:
+        raise
     except Exception as error:
+        if isinstance(error, ExceptionGroup) and error.split(trio.BrokenResourceError)[1] is None:
+            raise trio.BrokenResourceError from error  # nobody is there to be answered
         known = operator_error(error)
         if known is not None:
             return encode_line(error_document(known))

@@ -21,7 +21,10 @@ import trio
 
 from ldmd import __version__
 from ldmd.config import PATH_DEFAULT, Config, load
-from ldmd.control import Verb, serve_control
+from ldmd.consoles.desk import Desk
+from ldmd.consoles.keeper import Keepers
+from ldmd.consoles.verb import ConsoleVerb
+from ldmd.control import AnyVerb, serve_control
 from ldmd.control_socket import find_group, open_control_socket
 from ldmd.domains import Domains
 from ldmd.errors import ConfigurationError, JournalError, LdmdError
@@ -123,11 +126,13 @@ async def _serve(config: Config, journal: Journal) -> None:
         async with trio.open_nursery() as migrations, trio.open_nursery() as front:
             registry = Registry(migrations)
             recovered = await recover(host, registry)
-            reception = Reception(host, registry)
-            verbs = {
+            desk = Desk()
+            reception = Reception(host, registry, Keepers(host, desk, front))
+            verbs: dict[str, AnyVerb] = {
                 **Operations(host, registry, port).verbs(),
                 **History(host, registry).verbs(),
                 **FaultVerbs(host.faults).verbs(),
+                **ConsoleVerb(host, desk).verbs(),
             }
             # links outlast the listener: a migration that is being decided must be able to end
             await front.start(_serve_links, listeners, host, reception, migrations)
@@ -175,7 +180,7 @@ async def _serve_links(
 
 async def _serve_control(
     control: trio.socket.SocketType,
-    verbs: Mapping[str, Verb],
+    verbs: Mapping[str, AnyVerb],
     group: int,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,

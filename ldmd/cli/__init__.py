@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 import ldmd
-from ldmd.cli import domains, faults, listing, migrating, words
+from ldmd.cli import console, domains, faults, listing, migrating, words
 from ldmd.cli.demo import COMMANDS as DEMO_COMMANDS
 from ldmd.cli.session import SOCKET_DEFAULT, SOCKET_VARIABLE, Manager
 
@@ -53,6 +53,7 @@ def main(ctx: click.Context, socket: Path) -> None:
 for command in (
     *listing.COMMANDS,
     *domains.COMMANDS,
+    *console.COMMANDS,
     *migrating.COMMANDS,
     *faults.COMMANDS,
     *DEMO_COMMANDS,

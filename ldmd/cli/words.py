@@ -18,6 +18,7 @@ SHORT_FORMS: Final[Mapping[str, tuple[str, ...]]] = {
     "stop-domain": ("stop-dom", "stop"),
     "suspend-domain": ("suspend-dom", "suspend"),
     "resume-domain": ("resume-dom", "resume"),
+    "console": (),
     "list-domain": ("list-dom", "list", "ls-domain", "ls-dom", "ls"),
     "migrate-domain": ("migrate-dom", "migrate"),
     "cancel-operation": ("cancel-op",),
