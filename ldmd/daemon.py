@@ -127,7 +127,7 @@ async def _serve(config: Config, journal: Journal) -> None:
             registry = Registry(migrations)
             recovered = await recover(host, registry)
             desk = Desk()
-            reception = Reception(host, registry, Keepers(host, desk, front))
+            reception = Reception(host, registry, Keepers(host, desk, migrations))
             verbs: dict[str, AnyVerb] = {
                 **Operations(host, registry, port).verbs(),
                 **History(host, registry).verbs(),

@@ -22,6 +22,7 @@ KEYS_BYTES_MAX: Final = 1 * MIB
 """Typed and not sent yet; with more than that, keys are not read, and ~. not heard."""
 SCREEN_LINES: Final = 24
 INPUT, OUTPUT = 0, 1
+CRLF: Final = "\r\n"
 
 HELP: Final = (
     "~.  leave the console; the domain goes on",
@@ -103,6 +104,8 @@ class Visit:
     _ended: bool = field(default=False, init=False)
     """Standard input."""
     _changed: trio.Event = field(factory=trio.Event, init=False)
+    _line_begins: bool = field(default=True, init=False)
+    """The cursor is there."""
     _host: str = field(default="", init=False)
     _status: int = field(default=0, init=False)
 
@@ -145,6 +148,7 @@ class Visit:
                 if event["skipped_bytes"]:
                     self.say(f"{event['skipped_bytes']} bytes were not kept so long")
                 await write_output(OUTPUT, event["data"])
+                self._line_begins = event["data"].endswith(b"\n")
             case "taken":
                 self._taken_bytes = event["bytes"]
                 self._tell()
@@ -162,14 +166,13 @@ class Visit:
             self.say(f"the console of {self.domain} on {host}; ~. leaves, ~? helps")
         elif host == self._host:
             self.say("connected again")
-        if writer is not None or not self._host:
-            self._tell_writer(writer, changed=False)
+        if writer is not None:
+            self._tell_writer(writer)
         self._host = host
 
-    def _tell_writer(self, writer: str | None, *, changed: bool = True) -> None:
+    def _tell_writer(self, writer: str | None) -> None:
         if writer is None:
-            if changed:
-                self.say("you type now")
+            self.say("you type now")
         elif not self.terminal and self.reads:
             raise Busy(
                 f"the console of {self.domain} is in use by {writer}",
@@ -183,7 +186,8 @@ class Visit:
     def say(self, sentence: str) -> None:
         """To the person, not into the output."""
         if self.terminal:
-            sys.stderr.write(f"\r\n[{sentence}]\r\n")
+            sys.stderr.write(f"{'' if self._line_begins else CRLF}[{sentence}]{CRLF}")
+            self._line_begins = True
         else:
             sys.stderr.write(f"ldm: {sentence}\n")
         sys.stderr.flush()

@@ -14,6 +14,7 @@ from ldmd.consoles.local import attend, came_from, find_move
 from ldmd.consoles.viewer import End, Opening, Outcome
 from ldmd.host import Host
 from ldmd.link.pump import Link
+from protocol import limits
 from protocol import messages as m
 from protocol.codec import make_printable
 from protocol.console import ConsoleSide, ConsoleState, Conversation
@@ -27,7 +28,7 @@ SHOWN_TO_PEERS_MAX: Final = 64
 
 @define(eq=False)
 class Keepers:
-    """All of them. ``nursery``: ends with the manager's front, before migrations do."""
+    """All of them. ``nursery``: the one that links live in, so that it takes tasks as long as there are links."""
 
     host: Host
     desk: Desk
@@ -115,7 +116,7 @@ class Keeper:
     # ---- the viewer ------------------------------------------------------------------------------------
 
     async def opened(self, stay: str, position: int, writer: str | None) -> None:
-        self._say(m.ConsoleOpened(stay=stay, position=position, writer=writer))
+        self._say(m.ConsoleOpened(stay=stay, position=position, writer=_printable(writer)))
         await trio.lowlevel.checkpoint()
 
     async def output(self, position: int, data: bytes) -> None:
@@ -129,7 +130,7 @@ class Keeper:
         await trio.lowlevel.checkpoint()
 
     async def writer_changed(self, writer: str | None) -> None:
-        self._say(m.ConsoleWriter(writer=writer))
+        self._say(m.ConsoleWriter(writer=_printable(writer)))
         await trio.lowlevel.checkpoint()
 
     def _say(self, message: m.ConsoleMessage) -> None:
@@ -156,3 +157,8 @@ class Keeper:
     def lost(self) -> None:
         self._scope.cancel()
         self._room.set()
+
+
+def _printable(writer: str | None) -> str | None:
+    """A user of this host may have any name."""
+    return None if writer is None else make_printable(writer, 2 * limits.NAME_BYTES_MAX) or "?"

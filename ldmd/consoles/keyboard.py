@@ -47,6 +47,12 @@ class Keyboard:
         self.taken_bytes += size_bytes
         self._tell()
 
+    def enable(self, enabled: bool, kept_bytes: int = 0) -> None:
+        """Whether its user types now; if not, what waits is dropped, but for the first ``kept_bytes``."""
+        self.enabled = enabled
+        if not enabled:
+            self.drop(kept_bytes)
+
     def drop(self, kept_bytes: int = 0) -> None:
         """Nobody will take what is here, but for the first ``kept_bytes``."""
         self.taken_bytes += max(0, len(self._typed) - kept_bytes)

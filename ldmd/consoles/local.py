@@ -60,15 +60,17 @@ async def attend(
             position = opening.position
             if position is None:
                 position = await file.find_last_lines(opening.replay_lines)
-            viewer.keyboard.enabled = seat.types
+            viewer.keyboard.enable(seat.types)
             await viewer.opened(stay, position, seat.writer)
             sitting = Sitting(host, domain, process, file, seat, pen, viewer)
             return await sitting.run(position)
     except OSError as error:
-        return Outcome(
-            end=End.NOT_FOUND,
-            sentence=f"the console of {domain.name} cannot be read: {error.strerror}",
-        )
+        return _unreadable(domain, error)
+
+
+def _unreadable(domain: Domain, error: OSError) -> Outcome:
+    sentence = f"the console of {domain.name} cannot be read: {error.strerror}"
+    return Outcome(end=End.NOT_FOUND, sentence=sentence)
 
 
 @define(eq=False)
@@ -104,7 +106,10 @@ class Sitting:
         pause = LOOK_SECONDS_MIN
         while True:
             here = self._is_here()  # before it is read: what it printed at last is shown
-            position, data = await self.file.read(position)
+            try:
+                position, data = await self.file.read(position)
+            except OSError as error:
+                return _unreadable(self.domain, error)
             if data:
                 await self.viewer.output(position, data)
                 position += len(data)
@@ -154,18 +159,16 @@ class Sitting:
             return 0
         try:
             return await self.process.write_console(data)
-        except OutcomeUnknown:
-            return 0  # it does not answer; a request that was given up is not carried out later
+        except (OutcomeUnknown, OSError):
+            # it does not answer, and a request that was given up is not carried out later; or no descriptors are left
+            return 0
 
     async def _tell_writer(self) -> None:
-        keyboard = self.viewer.keyboard
         while True:
             await self.seat.changed.wait()
             self.seat.changed = trio.Event()
-            keyboard.enabled = self.seat.types
-            if not keyboard.enabled:
-                keyboard.drop()
-                await self.viewer.taken()
+            self.viewer.keyboard.enable(self.seat.types)
+            await self.viewer.taken()
             await self.viewer.writer_changed(self.seat.writer)
 
 

@@ -14,6 +14,7 @@ from ldmd.host import Host
 from ldmd.link.dialer import dial
 from ldmd.link.identity import Peer
 from ldmd.link.pump import Link
+from protocol import limits
 from protocol import messages as m
 from protocol.codec import make_printable
 from protocol.console import ConsoleSide, ConsoleState, Conversation
@@ -72,7 +73,7 @@ class Remote:
         link.post(
             m.ConsoleOpen(
                 uuid=opening.uuid,
-                user=make_printable(opening.user, 64),
+                user=make_printable(opening.user, limits.NAME_BYTES_MAX) or "?",
                 access=opening.access,
                 stay=opening.stay,
                 position=opening.position,
@@ -91,7 +92,7 @@ class Remote:
 
     async def _converse(self, link: Link, opened: m.ConsoleOpened) -> None:
         keyboard = self.viewer.keyboard
-        keyboard.enabled = opened.writer is None
+        keyboard.enable(opened.writer is None)
         await self.viewer.opened(opened.stay, opened.position, opened.writer)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._type, link)
@@ -122,10 +123,7 @@ class Remote:
                 await self._heard.wait()
 
     async def _tell_writer(self, writer: str | None) -> None:
-        keyboard = self.viewer.keyboard
-        keyboard.enabled = writer is None
-        if not keyboard.enabled:
-            keyboard.drop(self._on_the_way_bytes)
+        self.viewer.keyboard.enable(writer is None, self._on_the_way_bytes)
         await self.viewer.writer_changed(writer)
 
     @property

@@ -63,7 +63,9 @@ class ConsoleInput:
     def disable(self) -> None:
         """The domain has stopped; nothing more is typed, and what QEMU has not read is taken back."""
         self._enabled = False
-        with suppress(FileNotFoundError):  # of an earlier manager's, which had none
+        # None of an earlier manager's domains has one; and whatever else is wrong must not keep a domain from being
+        # suspended: the keys of the last milliseconds may be lost then.
+        with suppress(OSError):
             descriptor = self._open()
             try:
                 self._take_back(descriptor)
