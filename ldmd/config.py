@@ -71,11 +71,13 @@ class IdentitySettings:
 
 @frozen(kw_only=True)
 class PeerSettings:
-    """``may_send``: it may send domains to us; ``may_receive``: it may receive domains from us."""
+    """``may_send``: it may send domains to us; ``may_receive``: it may receive domains from us; ``may_console``: its users
+    may see the consoles of our domains, and not only of those that came from there."""
 
     address: Annotated[tuple[str, int] | None, rules.optional(rules.address)] = None
     may_send: _Boolean = True
     may_receive: _Boolean = True
+    may_console: _Boolean = False
     certificate: Annotated[Path | None, rules.optional(rules.path)] = None
 
 
@@ -234,6 +236,7 @@ def from_document(document: Mapping[str, object], *, path: Path) -> Config:
             address=peer.address,
             may_send=peer.may_send,
             may_receive=peer.may_receive,
+            may_console=peer.may_console,
             certificate=peer.certificate,
         )
         for name, peer in file.peers.items()

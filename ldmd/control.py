@@ -10,6 +10,19 @@ Who may: root, the manager's own user and members of the control group, by the k
 cancelled; what must outlive it (a migration) lives in a nursery of the daemon, and only the waiting
 ends. A client that does not read costs a bounded queue: progress is dropped, an answer has a
 deadline.
+
+A *dialogue* (``console``) goes on in both directions: the client sends more lines, here
+``{"input": BASE64}``, and every ``progress`` line waits until the socket has room, none is dropped.
+A client that does not read holds up its own dialogue and nothing else, and one whose lines are not
+read waits. It ends with the answer, after which the manager closes the connection, or when the
+client hangs up or closes its half of it. The events of ``console``:
+
+    {"event": "opened", "host", "position", "writer"}   writer: who types, when it is not this client
+    {"event": "output", "position", "skipped_bytes", "data"}   data: base64; skipped: not kept so long
+    {"event": "taken", "bytes"}      of the input, in all: the domain has it
+    {"event": "writer", "writer"}    who types now
+    {"event": "moved", "host"}       the domain has moved there, "opened" follows
+    {"event": "notice", "sentence"}  for people
 """
 
 from __future__ import annotations
@@ -48,6 +61,8 @@ ANSWER_SECONDS: Final = 60.0
 REFUSAL_SECONDS: Final = 5.0
 LOOK_UP_SECONDS: Final = 5.0
 """Names of users and groups may come from a directory service that does not answer."""
+DIALOGUE_LINE_BYTES_MAX: Final = 32 * 1024
+"""A client's line in a dialogue: 16 KiB as base64."""
 HALF_CLOSED_POLL_SECONDS: Final = 0.25
 CREDENTIALS: Final = struct.Struct("iII")
 """``struct ucred`` of unix(7): pid, uid, gid."""
@@ -125,6 +140,48 @@ class Arguments:
         return tuple(items)
 
 
+@define(eq=False)
+class Channel:
+    """A dialogue's two directions. Tasks may tell at the same time."""
+
+    stream: trio.SocketStream
+    lines: LineReader
+    _telling: trio.Lock = field(factory=trio.Lock, init=False)
+
+    async def tell(self, document: Mapping[str, Any]) -> None:
+        """Waits for room. Raises trio.BrokenResourceError when the client is gone."""
+        async with self._telling:
+            await self.stream.send_all(encode_line({"progress": document}))
+
+    async def hear(self) -> Mapping[str, Any] | None:
+        """The client's next line; None when no more will come. Raises BadRequest."""
+        try:
+            line = await self.lines.next_line()
+        except (LineTooLong, trio.BrokenResourceError):
+            return None
+        if line is None:
+            return None
+        if len(line) > DIALOGUE_LINE_BYTES_MAX:
+            raise BadRequest(f"a line is longer than {DIALOGUE_LINE_BYTES_MAX} bytes")
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"a line is not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise BadRequest("a line is not an object")
+        return document
+
+
+@frozen
+class Dialogue:
+    """A verb that goes on in both directions until it returns. Raises as a ``Verb`` does."""
+
+    carry_out: Callable[[Caller, Mapping[str, object], Channel], Awaitable[dict[str, Any]]]
+
+
+AnyVerb = Verb | Dialogue
+
+
 def parse_request(line: bytes) -> tuple[str, Mapping[str, object]]:
     """One line -> verb and arguments. Raises BadRequest."""
     try:
@@ -183,7 +240,7 @@ async def _look_up(question: Callable[[], T], otherwise: T) -> T:
 class Conversations:
     """All connections together: how many there may be, and which requests are being answered."""
 
-    verbs: Mapping[str, Verb]
+    verbs: Mapping[str, AnyVerb]
     stopping: bool = field(default=False, init=False)
     """From when it is set no request is taken any more; those that are being carried out are answered."""
     asking: trio.CapacityLimiter = field(
@@ -195,7 +252,7 @@ class Conversations:
     _open: int = field(default=0, init=False)
     _all_answered: trio.Event = field(factory=trio.Event, init=False)
 
-    def find_verb(self, name: str) -> Verb:
+    def find_verb(self, name: str) -> AnyVerb:
         if self.stopping:
             raise Busy("the manager is stopping", remedy="ask again when it is back")
         if name not in self.verbs:
@@ -318,19 +375,38 @@ class _Connection:
                 return
             if line is None:
                 return
-            with self.conversations.answering():
-                if not await self._serve_request(line):
-                    return
+            if not await self._serve_request(line):
+                return
         connections_max = self.conversations.asking.total_tokens
         await self.refuse(
             Busy(f"the control socket has {connections_max} connections", remedy="try again")
         )
 
     async def _serve_request(self, line: bytes) -> bool:
-        """False when nobody is there any more."""
+        """False when nobody is there any more, or nothing more can be asked."""
         try:
             name, arguments = parse_request(line)
             verb = self.conversations.find_verb(name)
+        except LdmdError as error:
+            return await self._answer(encode_line(error_document(error)))
+        if isinstance(verb, Dialogue):
+            # not among those that are waited for when the manager stops: it goes on for as long as its user likes
+            await self._converse(verb, arguments)
+            return False
+        with self.conversations.answering():
+            return await self._serve_verb(name, verb, arguments)
+
+    async def _converse(self, dialogue: Dialogue, arguments: Mapping[str, object]) -> None:
+        channel = Channel(self.stream, self.lines)
+
+        async def carry_out(caller: Caller, given: Mapping[str, object], _: Progress) -> Any:
+            return await dialogue.carry_out(caller, given, channel)
+
+        await self._answer(await _run_verb(carry_out, self.caller, arguments, _no_progress))
+
+    async def _serve_verb(self, name: str, verb: Verb, arguments: Mapping[str, object]) -> bool:
+        """False when nobody is there any more."""
+        try:
             with self._waiting() if name in WAITING_VERBS else contextlib.nullcontext():
                 answer = await self._carry_out(name, verb, arguments)
         except LdmdError as error:
@@ -419,13 +495,21 @@ class _Connection:
         return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
+async def _no_progress(_document: dict[str, Any]) -> None:
+    raise AssertionError("a dialogue has a channel")
+
+
 async def _run_verb(
     verb: Verb, caller: Caller, arguments: Mapping[str, object], progress: Progress
 ) -> bytes:
     """The answer's line, also when the verb has a bug."""
     try:
         return encode_line({"result": await verb(caller, arguments, progress)})
+    except trio.BrokenResourceError:
+        raise
     except Exception as error:
+        if isinstance(error, ExceptionGroup) and error.split(trio.BrokenResourceError)[1] is None:
+            raise trio.BrokenResourceError from error  # nobody is there to be answered
         known = operator_error(error)
         if known is not None:
             return encode_line(error_document(known))

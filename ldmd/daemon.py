@@ -21,6 +21,9 @@ import trio
 
 from ldmd import __version__
 from ldmd.config import PATH_DEFAULT, Config, load
+from ldmd.consoles.desk import Desk
+from ldmd.consoles.keeper import Keepers
+from ldmd.consoles.verb import ConsoleVerb
 from ldmd.control import Conversations, serve_control
 from ldmd.control_socket import find_group, open_control_socket
 from ldmd.definition_verbs import DefinitionVerbs
@@ -133,7 +136,8 @@ async def _serve(config: Config, journal: Journal) -> None:
         ):
             registry = Registry(migrations)
             recovered = await recover(host, registry)
-            reception = Reception(host, registry)
+            desk = Desk()
+            reception = Reception(host, registry, Keepers(host, desk, migrations))
             outgoing = Outgoing(host, registry)
             conversations = Conversations(
                 {
@@ -141,6 +145,7 @@ async def _serve(config: Config, journal: Journal) -> None:
                     **DefinitionVerbs(host).verbs(),
                     **History(host, registry).verbs(),
                     **FaultVerbs(host.faults).verbs(),
+                    **ConsoleVerb(host, desk).verbs(),
                 }
             )
             # links outlast the listener: a migration that is being decided must be able to end

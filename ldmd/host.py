@@ -17,7 +17,7 @@ from ldmd.journal.store import Journal
 from ldmd.link.tls import TlsFiles
 from ldmd.trace import Trace
 from protocol import limits
-from protocol.messages import Hello
+from protocol.messages import FEATURE_CONSOLE, Hello
 
 if TYPE_CHECKING:
     from ldmd.domains import Domains
@@ -39,7 +39,7 @@ class Host:
         return Hello(
             version_min=limits.PROTOCOL_VERSION_MIN,
             version_max=limits.PROTOCOL_VERSION_MAX,
-            features=(),
+            features=(FEATURE_CONSOLE,),
             host=self.config.host.name,
             release=__version__,
             journal=self.journal.id,

@@ -80,9 +80,10 @@ class View:
     volumes_in_use: Mapping[tuple[str, str], str]
     """(service, volume) that a bound or active domain writes, by whatever path -> its name."""
     domains_free: int
+    consoles_free: int
+    """A bound or active domain has a console."""
     incoming_free: int
     incoming_max: int
-    consoles_free: int
     measured: Measured
     memory_promised_bytes: int
     """To migrations that have no domain here yet: they will take it of what is available."""
@@ -143,13 +144,21 @@ class Inventory:
     def vcpus_free(self) -> int:
         return self.config.resources.vcpus - sum(h.vcpus for h in self._holds.values())
 
+    @property
+    def consoles_free(self) -> int:
+        return self.config.resources.consoles_max - sum(
+            1 for h in self._holds.values() if h.resources
+        )
+
     def require_room(self, definition: DomainDefinition) -> None:
         """Raises Busy naming what there is too little of. What the domain holds already counts as free for it."""
         mine = self._holds.get(definition.uuid)
         memory_bytes, vcpus = (mine.memory_bytes, mine.vcpus) if mine else (0, 0)
+        has_console = mine is not None and mine.resources
         for what, wanted, free, show in (
             ("memory", definition.memory_bytes, self.memory_free_bytes + memory_bytes, format_size),
             ("virtual CPUs", definition.vcpus, self.vcpus_free + vcpus, str),
+            ("consoles", 1, self.consoles_free + has_console, str),
         ):
             if wanted > free:
                 raise Busy(
@@ -236,7 +245,6 @@ class Inventory:
         defined = list(domains)
         promised = [h.definition for h in self._holds.values() if h.incoming]
         receiving = sum(d.receiving for d in defined)
-        holding = [h.definition for h in self._holds.values() if h.resources]
         starting = {d.definition.uuid for d in defined if d.process is None}
         held = [definition for h in self._holds.values() for definition in h.definitions]
         everything = [d.definition for d in defined] + held
@@ -256,7 +264,7 @@ class Inventory:
             domains_free=self.config.resources.domains_max - len(defined) - len(promised),
             incoming_free=self.config.resources.incoming_max - len(promised) - receiving,
             incoming_max=self.config.resources.incoming_max,
-            consoles_free=self.config.resources.consoles_max - len(holding),
+            consoles_free=self.consoles_free,
             measured=measured,
             memory_promised_bytes=sum(
                 h.definition.memory_bytes

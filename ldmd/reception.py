@@ -1,7 +1,8 @@
 """The target's front door: links that peers make to us, and which migration each belongs to.
 
 The first message of a link says which: CHECK begins a migration; HANDOFF, RELEASED or CANCEL come back to one that is
-running here or stands in the journal. A peer reaches only migrations that it began itself.
+running here or stands in the journal; CONSOLE_OPEN is for a console (``ldmd/consoles``).
+A peer reaches only migrations that it began itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import attrs
 import trio
 from attrs import define, field
 
+from ldmd.consoles.keeper import Keeper, Keepers
 from ldmd.definition import from_document, valid_name
 from ldmd.errors import DefinitionError, JournalError, LinkError
 from ldmd.host import Host
@@ -42,6 +44,7 @@ SUPERSEDE_SECONDS: Final = limits.KEEPALIVE_DEAD_SECONDS / 2
 class Reception:
     host: Host
     registry: Registry
+    keepers: Keepers
 
     async def serve(self, stream: BulkTLSStream, peer: Peer) -> None:
         """One link, from its first byte to its last. Never raises for what the peer did."""
@@ -141,8 +144,19 @@ class Visitor:
 
     reception: Reception
     migration: Migration | None = field(default=None, init=False)
+    keeper: Keeper | None = field(default=None, init=False)
+
+    async def take_console(self, link: Link, message: m.ConsoleMessage) -> None:
+        if self.migration is not None:
+            raise RemoteProtocolError("unexpected-message", "this link carries a migration")
+        if self.keeper is None:
+            self.keeper = self.reception.keepers.begin(link, message)
+        else:
+            self.keeper.hear(message)
 
     async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
+        if self.keeper is not None:
+            raise RemoteProtocolError("unexpected-message", "this link carries a console")
         if self.migration is None:
             self.migration = await self.reception.find(link, message)
             if self.migration is None:
@@ -159,6 +173,8 @@ class Visitor:
     def link_lost(self, link: Link, sentence: str) -> None:
         if self.migration is not None:
             self.migration.link_lost(link, sentence)
+        if self.keeper is not None:
+            self.keeper.lost()
 
 
 def _refusal(link: Link, check: m.Check) -> Callable[[str, str], None]:

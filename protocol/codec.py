@@ -249,6 +249,25 @@ class Binary:
 
 
 @frozen(kw_only=True)
+class Piece:
+    """``bytes``, one to so many."""
+
+    bytes_max: int
+
+    def read(self, value: Plain, where: str) -> bytes:
+        if type(value) is not bytes:
+            raise RemoteProtocolError("wrong-type", f"{where} is not a binary")
+        if not value:
+            raise RemoteProtocolError("bad-value", f"{where} is empty")
+        if len(value) > self.bytes_max:
+            raise RemoteProtocolError("oversize", f"{where} is longer than {self.bytes_max} bytes")
+        return value
+
+    def describe(self) -> str:
+        return f"binary, 1 to {self.bytes_max} bytes"
+
+
+@frozen(kw_only=True)
 class Items:
     """``tuple``: up to ``items_max`` items; ``item`` is the rule of each, where the type alone does not say it.
 
@@ -274,11 +293,15 @@ class Items:
         )
 
 
-Rule = Text | Whole | Binary | Items
+Rule = Text | Whole | Binary | Piece | Items
 
 _WORD: Final = Text(bytes_min=1, bytes_max=limits.NAME_BYTES_MAX)
 _NAME: Final = Text(
     bytes_max=limits.NAME_BYTES_MAX, pattern=re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+)
+_UUID: Final = Text(
+    bytes_max=limits.NAME_BYTES_MAX,
+    pattern=re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
 )
 _ID: Final = Text(bytes_max=limits.NAME_BYTES_MAX, pattern=re.compile(r"[0-9a-f]{32}"))
 _CODE: Final = Text(bytes_max=limits.NAME_BYTES_MAX, pattern=re.compile(r"[a-z0-9][a-z0-9-]{0,63}"))
@@ -310,6 +333,15 @@ RULES: Final[Mapping[str, Rule]] = {
     "digest": Binary(size_bytes=limits.DIGEST_BYTES),
     "chunks": Whole(),
     "device_bytes": Whole(high=limits.DEVICE_STATE_BYTES_MAX),
+    "uuid": _UUID,
+    "user": _WORD,
+    "stay": _ID,
+    "position": Whole(high=2**63 - 1),
+    "replay_lines": Whole(high=limits.CONSOLE_REPLAY_LINES_MAX),
+    "writer": Text(bytes_min=1, bytes_max=2 * limits.NAME_BYTES_MAX + 1),
+    "data": Piece(bytes_max=limits.CONSOLE_DATA_BYTES_MAX),
+    "count": Whole(),
+    "moved_to": _NAME,
 }
 """By field name, which means the same in every message."""
 
@@ -415,8 +447,8 @@ def _reader(kind: Any, rule: Rule | None) -> Reader:
         return _class_reader(kind)
     if issubclass(kind, enum.StrEnum):
         return _enum_reader(kind)
-    assert isinstance(rule, Text | Whole | Binary), (kind, rule)
-    assert type(rule) is {str: Text, int: Whole, bytes: Binary}[kind], (kind, rule)
+    assert isinstance(rule, Text | Whole | Binary | Piece), (kind, rule)
+    assert isinstance(rule, {str: Text, int: Whole, bytes: Binary | Piece}[kind]), (kind, rule)
     return rule.read
 
 

@@ -26,7 +26,16 @@ from typing import Final
 from protocol import frames, limits
 from protocol.codec import decode, encode, make_printable
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.messages import Error, Hello, Message, MigrationMessage, Ping, Pong, StateChunk
+from protocol.messages import (
+    ConsoleMessage,
+    Error,
+    Hello,
+    Message,
+    MigrationMessage,
+    Ping,
+    Pong,
+    StateChunk,
+)
 from protocol.session import (
     Agreement,
     Keepalive,
@@ -102,8 +111,8 @@ class Connection:
     def next_event(self) -> Received | None:
         """What the peer said next; None when more bytes are needed, and when the link is over.
 
-        HELLO is given out once, then messages of a migration and state chunks, and at last ERROR; PING and PONG are
-        not. A chunk's payload is valid until the next call of ``next_event`` or ``get_buffer``.
+        HELLO is given out once, then messages of a migration or a console and state chunks, and at last ERROR;
+        PING and PONG are not. A chunk's payload is valid until the next call of ``next_event`` or ``get_buffer``.
 
         Raises RemoteProtocolError when the peer broke the rules, from then on at each call; ERROR is queued.
         """
@@ -174,7 +183,7 @@ class Connection:
     # ---- sending -------------------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Queue a migration's message, or ERROR, which ends the link. Lost when the link is over.
+        """Queue a migration's or a console's message, or ERROR, which ends the link. Lost when the link is over.
 
         Raises LocalProtocolError for a message that ``encode`` does not take, that is the connection's own (HELLO, PING,
         PONG), or that comes before HELLO was exchanged.
@@ -184,7 +193,7 @@ class Connection:
         if isinstance(message, Error):
             encode(message)
             self.fail(RemoteProtocolError(message.code, message.sentence))
-        elif not isinstance(message, MigrationMessage):
+        elif not isinstance(message, MigrationMessage | ConsoleMessage):
             raise LocalProtocolError(f"{message.TYPE} is the connection's to send")
         elif self._session.state is not SessionState.OPEN:
             raise LocalProtocolError(f"{message.TYPE} before HELLO was exchanged")

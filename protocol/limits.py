@@ -53,8 +53,20 @@ what they cost on the wire. The largest, a definition or all findings, has some 
 TEXT_BYTES_MAX: Final = 4 * KIB
 """One string in a control message, as UTF-8: the longest are sentences for people."""
 
-BINARY_BYTES_MAX: Final = 64
-"""One binary in a control message: digests and tokens."""
+CONSOLE_DATA_BYTES_MAX: Final = 16 * KIB
+"""One piece of a console's output or input: eight screenfuls."""
+
+CONSOLE_OUTPUT_WINDOW_BYTES: Final = 64 * KIB
+"""Output that was sent and has not reached the user: what a console costs in memory when its user does not read."""
+
+CONSOLE_INPUT_WINDOW_BYTES: Final = 16 * KIB
+"""Input that was sent and the domain has not taken: the rest of a paste waits where it was made."""
+
+CONSOLE_REPLAY_LINES_MAX: Final = 1000
+"""Lines shown of what was printed before a console was opened; 64 KiB of them at most."""
+
+BINARY_BYTES_MAX: Final = CONSOLE_DATA_BYTES_MAX
+"""One binary in a control message; digests have 16 bytes."""
 
 DIGEST_BYTES: Final = 16
 """xxh3_128."""

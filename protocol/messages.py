@@ -8,6 +8,7 @@ rules the daemon knows: a domain's definition, facts).
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
@@ -219,6 +220,98 @@ class Cancel(MigrationMessage):
     sentence: str
 
 
+# ---- one console ----------------------------------------------------------------------------------------
+
+FEATURE_CONSOLE: Final = "console"
+"""Who names it in HELLO understands the messages below."""
+
+
+class ConsoleAccess(enum.StrEnum):
+    READ = "read"
+    WRITE = "write"
+    """To type, unless somebody does already."""
+    FORCE = "force"
+    """To type, whoever does already."""
+
+
+@frozen(kw_only=True)
+class ConsoleMessage(Message):
+    """On a link that carries one console and nothing else; ``protocol/console.py`` says what may come when."""
+
+
+@frozen(kw_only=True)
+class ConsoleOpen(ConsoleMessage):
+    """Opener: show that domain's console to ``user``.
+
+    From ``position`` on; without one, from ``replay_lines`` lines before its end. ``stay``: what CONSOLE_OPENED said of
+    the same console before; without it, whatever the domain's present one is.
+    """
+
+    TYPE = "CONSOLE_OPEN"
+    uuid: str
+    user: str
+    access: ConsoleAccess
+    stay: str | None
+    position: int | None
+    replay_lines: int
+
+
+@frozen(kw_only=True)
+class ConsoleOpened(ConsoleMessage):
+    """Keeper: here it is. ``stay`` names the domain's process here, ``position`` is where the output begins.
+
+    ``writer`` is who types on it when that is not the opener.
+    """
+
+    TYPE = "CONSOLE_OPENED"
+    stay: str
+    position: int
+    writer: str | None
+
+
+@frozen(kw_only=True)
+class ConsoleOutput(ConsoleMessage):
+    """Keeper: what the domain printed, at ``position``. If that is beyond where the last one ended, the rest is gone."""
+
+    TYPE = "CONSOLE_OUTPUT"
+    position: int
+    data: bytes
+
+
+@frozen(kw_only=True)
+class ConsoleInput(ConsoleMessage):
+    """Opener: what its user typed."""
+
+    TYPE = "CONSOLE_INPUT"
+    data: bytes
+
+
+@frozen(kw_only=True)
+class ConsoleTaken(ConsoleMessage):
+    """How many bytes of what the other side has sent went on: to the domain (keeper), to the user (opener); in all."""
+
+    TYPE = "CONSOLE_TAKEN"
+    count: int
+
+
+@frozen(kw_only=True)
+class ConsoleWriter(ConsoleMessage):
+    """Keeper: who types now when it is not the opener. What the opener has typed and was not taken is dropped."""
+
+    TYPE = "CONSOLE_WRITER"
+    writer: str | None
+
+
+@frozen(kw_only=True)
+class ConsoleClosed(ConsoleMessage):
+    """Keeper, its last message: why. ``moved_to`` is the host that the domain has moved to."""
+
+    TYPE = "CONSOLE_CLOSED"
+    code: str
+    sentence: str
+    moved_to: str | None
+
+
 @frozen(kw_only=True, eq=False)
 class StateChunk:
     """A piece of runtime state: msgpack array ``[sequence, region, offset, payload]``.
@@ -253,6 +346,13 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     Settled,
     Refused,
     Cancel,
+    ConsoleOpen,
+    ConsoleOpened,
+    ConsoleOutput,
+    ConsoleInput,
+    ConsoleTaken,
+    ConsoleWriter,
+    ConsoleClosed,
 )
 
 ERROR_CODES: Final[Mapping[str, str]] = {

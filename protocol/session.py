@@ -38,6 +38,7 @@ class SessionEvent(enum.StrEnum):
     PONG = "PONG"
     ERROR = "ERROR"
     MIGRATION_MESSAGE = "MIGRATION_MESSAGE"
+    CONSOLE_MESSAGE = "CONSOLE_MESSAGE"
     STATE_CHUNK = "STATE_CHUNK"
     END = "END"
     """The peer's side of the stream has ended."""
@@ -89,6 +90,7 @@ ROWS: Final[tuple[SessionRow, ...]] = (
     SessionRow(St.GREETING, Ev.FAULT, St.FAILED, (Do.REPORT,)),
     SessionRow(St.GREETING, Ev.OVERDUE, St.FAILED, (Do.REPORT,)),
     SessionRow(St.OPEN, Ev.MIGRATION_MESSAGE, St.OPEN, (Do.DELIVER,)),
+    SessionRow(St.OPEN, Ev.CONSOLE_MESSAGE, St.OPEN, (Do.DELIVER,)),
     SessionRow(St.OPEN, Ev.STATE_CHUNK, St.OPEN, (Do.COUNT, Do.DELIVER)),
     SessionRow(St.OPEN, Ev.PING, St.OPEN, (Do.ANSWER,)),
     SessionRow(St.OPEN, Ev.PONG, St.OPEN, (Do.MATCH,)),
@@ -106,6 +108,7 @@ PEER_EVENTS: Final = frozenset(
         Ev.PONG,
         Ev.ERROR,
         Ev.MIGRATION_MESSAGE,
+        Ev.CONSOLE_MESSAGE,
         Ev.STATE_CHUNK,
         Ev.END,
     }
@@ -130,6 +133,8 @@ _EVENT_OF_MESSAGE: Final[Mapping[type[m.Message], SessionEvent]] = {
 def event_of(received: m.Message | m.StateChunk) -> SessionEvent:
     if isinstance(received, m.StateChunk):
         return Ev.STATE_CHUNK
+    if isinstance(received, m.ConsoleMessage):
+        return Ev.CONSOLE_MESSAGE
     return _EVENT_OF_MESSAGE.get(type(received), Ev.MIGRATION_MESSAGE)
 
 

@@ -28,6 +28,7 @@ MODULES: Final[dict[str, tuple[str, ...]]] = {
         "resume-domain",
         "remove-domain",
     ),
+    "console": ("console",),
     "defining": (
         "list-constraints",
         "set-domain",

@@ -37,6 +37,7 @@ SHORT_FORMS: Final[Mapping[str, tuple[str, ...]]] = {
     "set-variable": ("set-var",),
     "remove-variable": ("remove-var", "rm-variable", "rm-var"),
     "cancel-reconf": ("remove-reconf", "rm-reconf"),
+    "console": (),
     "list-domain": ("list-dom", "list", "ls-domain", "ls-dom", "ls"),
     "migrate-domain": ("migrate-dom", "migrate"),
     "cancel-operation": ("cancel-op",),

@@ -125,7 +125,7 @@ class DisksReport:
 
 
 class DomainProcess(abc.ABC):
-    """One active domain. Safe to use from one task at a time."""
+    """One active domain. Safe to use from one task at a time, and from another one that types."""
 
     uuid: str
     pid: int
@@ -193,7 +193,19 @@ class DomainProcess(abc.ABC):
     @property
     @abc.abstractmethod
     def console_path(self) -> Path:
-        """A file that grows by what the domain prints on its console."""
+        """A file that grows by what the domain prints on its console, from its creation or its arrival here on.
+
+        It is only ever appended to, so an offset in it is a position in what is printed; what is old may be a hole.
+        """
+
+    @abc.abstractmethod
+    async def write_console(self, data: bytes) -> int:
+        """Type on the domain's console: how many of the first bytes of ``data`` its serial port has taken.
+
+        What was taken is part of the domain's state, and moves with it where it was not read yet; the rest will never
+        come, and is the caller's still. 0 when the domain does not run, or does not read. One task types at a time;
+        other methods may be called meanwhile, and do not wait for it.
+        """
 
     @abc.abstractmethod
     async def aclose(self) -> None:

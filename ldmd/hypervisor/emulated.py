@@ -18,6 +18,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -38,7 +39,7 @@ from ldmd.hypervisor.driver import (
 from ldmd.hypervisor.oracle import OracleLayout
 
 MACHINE: Final = "riscv64-virt"
-FIRMWARES: Final = frozenset({"default", "oracle"})
+FIRMWARES: Final = frozenset({"default", "oracle", "echo"})
 REGION: Final = "ram"
 CPU: Final = CpuModel(model="unicorn-riscv64", features=frozenset("imafdc"))
 """The one that there is, whatever the host: ``generic`` and ``native`` both mean it."""
@@ -54,6 +55,8 @@ CLOCK_MHZ_DEFAULT: Final = 10
 CLOCK_MHZ_MAX: Final = 1000
 
 STATE_BYTES_MAX: Final = 16 * 1024
+TYPED_BYTES_MAX: Final = 1024
+"""Of one request; the domain's buffer is smaller."""
 ANSWER_BYTES_MAX: Final = 64 * 1024
 
 ORACLE_LAYOUT: Final = OracleLayout(region=REGION, ranges=((4096, None),), word_base=0x8000_0000)
@@ -128,8 +131,14 @@ class EmulatedDomain(DomainProcess):
 
     @property
     def console_path(self) -> Path:
-        """Longer than 64 MiB it is renamed to ``console.log.old`` and begun anew."""
         return self._run_directory / CONSOLE_NAME
+
+    async def write_console(self, data: bytes) -> int:
+        answer = await self._command("type", data=base64.b64encode(data[:TYPED_BYTES_MAX]).decode())
+        taken = answer.get("taken")
+        if type(taken) is not int or not 0 <= taken <= len(data):
+            raise OutcomeUnknown("the domain's process gave an answer that makes no sense")
+        return taken
 
     async def aclose(self) -> None:
         """Nothing is kept open between requests."""
@@ -150,20 +159,24 @@ class EmulatedDomain(DomainProcess):
             )
         self._ram_descriptor = int(answer["ram"])
 
-    async def _command(self, verb: str, state: str | None = None) -> dict[str, Any]:
-        answer = await self._request(verb, state=state)
+    async def _command(self, verb: str, **fields: str) -> dict[str, Any]:
+        answer = await self._request(verb, fields)
         if "refused" in answer:
             raise HypervisorError(str(answer["refused"]))
         return answer
 
     async def _request(
-        self, verb: str, *, timeout_seconds: float | None = None, state: str | None = None
+        self,
+        verb: str,
+        fields: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float | None = None,
     ) -> dict[str, Any]:
         """Raises HypervisorError when the process ended before it was asked, OutcomeUnknown when it
         did not answer or ended while it was to change something.
         """
         seconds = self._hypervisor.answer_seconds if timeout_seconds is None else timeout_seconds
-        line = json.dumps({"verb": verb, "state": state}).encode() + b"\n"
+        line = json.dumps({"verb": verb, **(fields or {})}).encode() + b"\n"
         sent = False
         with trio.move_on_after(seconds):
             stream = await self._connect()
@@ -175,7 +188,7 @@ class EmulatedDomain(DomainProcess):
                 except trio.BrokenResourceError:
                     ended = await process.wait_gone(self._identity, math.inf)
                     assert ended
-                    if verb in ("status", "retrieve"):  # they change nothing
+                    if verb in ("status", "retrieve", "type"):  # nothing that outlives the process
                         raise self._ended() from None
                     raise OutcomeUnknown(
                         f"process {self.pid} ended while it was to {verb}"

@@ -7,7 +7,7 @@ Started by ``ldmd/hypervisor/emulated.py`` with the domain's run directory as it
 This module alone imports Unicorn (GPLv2); nothing of the manager runs here.
 
 *Machine* ``riscv64-virt``: one RV64 hart (no interrupts, no traps: an exception halts it), RAM from
-0x8000_0000, a console register at 0x1000_0000 (the transmit side of a 16550). It starts at RAM's
+0x8000_0000, a console at 0x1000_0000 (data and line status of a 16550; ``emulated_console.py``). It starts at RAM's
 first byte, where the firmware lies, with 0 in a0 and RAM's size in bytes in a1.
 
 *State*: RAM is a sealed memfd that the manager maps as well. The rest is ``registers`` in the
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 import ctypes
 import fcntl
 import json
@@ -48,27 +47,28 @@ import msgpack
 import unicorn as unicorn_package
 from unicorn import riscv_const
 
+from ldmd.hypervisor.emulated_console import INPUT_BYTES_MAX, Console, note
+
 unicorn: Any = unicorn_package
 """It says that it is typed (py.typed) and is not: neither its exports nor its functions."""
 
 CONTROL_NAME: Final = "control.sock"
-CONSOLE_NAME: Final = "console.log"
-FIRMWARES: Final = {"default": "oracle-riscv64.bin", "oracle": "oracle-riscv64.bin"}
+FIRMWARES: Final = {
+    "default": "oracle-riscv64.bin",
+    "oracle": "oracle-riscv64.bin",
+    "echo": "echo-riscv64.bin",
+}
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 STATE_BYTES_MAX: Final = 16 * 1024
-"""A stream has about 1.2 KiB."""
+"""A stream has about 1.2 KiB, and what was typed and not read."""
 LINE_BYTES_MAX: Final = 2 * STATE_BYTES_MAX
 CLIENTS_MAX: Final = 8
 SEND_SECONDS: Final = 1.0
-CONSOLE_BYTES_MAX: Final = 64 * 1024 * 1024
-"""A longer console.log becomes console.log.old: a domain must not fill the host's disk."""
 
 RAM_ADDRESS: Final = 0x8000_0000
 CONSOLE_ADDRESS: Final = 0x1000_0000
 CONSOLE_REGISTERS_BYTES: Final = 0x1000
-TRANSMIT, LINE_STATUS = 0, 5
-TRANSMITTER_EMPTY: Final = 0x60
 
 SLICE_SECONDS: Final = 0.005
 SLICE_INSTRUCTIONS_MAX: Final = 100_000
@@ -99,12 +99,6 @@ class Refused(Exception):
     """The request was not carried out; the text is a sentence for the manager."""
 
 
-def _note(sentence: str) -> None:
-    """Into hypervisor.log, if there is room."""
-    with contextlib.suppress(OSError):
-        print(sentence, file=sys.stderr, flush=True)
-
-
 class Ram:
     """A memfd of fixed size, mapped shared."""
 
@@ -120,47 +114,6 @@ class Ram:
     @property
     def address(self) -> int:
         return ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
-
-
-class Console:
-    """Bytes that the domain prints, appended to console.log; kept back for one slice at most."""
-
-    def __init__(self) -> None:
-        self.sent_bytes = 0
-        self._pending = bytearray()
-        self._losing = False
-        self._open()
-
-    def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._descriptor = os.open(CONSOLE_NAME, flags, 0o600)
-        self._file_bytes = os.fstat(self._descriptor).st_size
-
-    def write_register(self, _uc: Any, offset: int, _size: int, value: int, _data: Any) -> None:
-        if offset == TRANSMIT:
-            self._pending.append(value & 0xFF)
-
-    def read_register(self, _uc: Any, offset: int, _size: int, _data: Any) -> int:
-        return TRANSMITTER_EMPTY if offset == LINE_STATUS else 0
-
-    def flush(self) -> None:
-        """A console that cannot be written (disk full) loses its output; the domain goes on."""
-        data, self._pending = self._pending, bytearray()
-        self.sent_bytes += len(data)
-        try:
-            while data:
-                count = os.write(self._descriptor, data)
-                del data[:count]
-                self._file_bytes += count
-                self._losing = False
-            if self._file_bytes > CONSOLE_BYTES_MAX:
-                os.close(self._descriptor)
-                Path(CONSOLE_NAME).replace(CONSOLE_NAME + ".old")
-                self._open()
-        except OSError as error:
-            if not self._losing:
-                _note(f"console output is being lost: {error}")
-            self._losing = True
 
 
 class Processor:
@@ -270,7 +223,7 @@ class Processor:
         except unicorn.UcError as error:
             self.halted = True
             where = self._read("pc")
-            _note(f"the processor halted at {where:#x}: {error}")
+            note(f"the processor halted at {where:#x}: {error}")
         self._console.flush()
 
 
@@ -295,6 +248,7 @@ class Machine:
             "resume": self._resume,
             "retrieve": self._retrieve,
             "install": self._install,
+            "type": self._type,
         }
 
     @property
@@ -335,6 +289,7 @@ class Machine:
                 "instructions": self.processor.instructions,
                 "halted": self.processor.halted,
                 "console-bytes": self.console.sent_bytes,
+                "console-input": self.console.typed,
                 "registers": self.processor.read_registers(),
             }
         )
@@ -355,8 +310,17 @@ class Machine:
         self.processor.instructions = state["instructions"]
         self.processor.halted = state["halted"]
         self.console.sent_bytes = state["console-bytes"]
+        self.console.typed = state["console-input"]
         self._receiving = self._spoiled = False
         return {}
+
+    def _type(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is taken of a domain that does not run: its state may have been retrieved already."""
+        try:
+            data = base64.b64decode(request.get("data", ""), validate=True)
+        except (ValueError, TypeError) as error:
+            raise Refused("what is typed is not base64") from error
+        return {"taken": self.console.type(data) if self.processor.running else 0}
 
     def _require_complete(self) -> None:
         if self._receiving:
@@ -381,7 +345,7 @@ def decode_state(stream: bytes, memory_bytes: int) -> dict[str, Any]:
         raise Refused(f"the device state is not a msgpack map: {type(error).__name__}") from error
     exact = {"version": STATE_VERSION, "machine": "riscv64-virt", "memory-bytes": memory_bytes}
     numbers = {"instructions", "console-bytes"}
-    keys = {*exact, *numbers, "halted", "registers"}
+    keys = {*exact, *numbers, "halted", "registers", "console-input"}
     if not isinstance(state, dict) or set(state) != keys:
         raise Refused("the device state does not have exactly the keys of a riscv64-virt state")
     for key, value in exact.items():
@@ -393,6 +357,9 @@ def decode_state(stream: bytes, memory_bytes: int) -> dict[str, Any]:
     for key, value in [*((key, state[key]) for key in numbers), *registers.items()]:
         if type(value) is not int or not 0 <= value < 2**64:
             raise Refused(f"the device state's {key} is not a number of 64 bits")
+    typed = state["console-input"]
+    if type(typed) is not bytes or len(typed) > INPUT_BYTES_MAX:
+        raise Refused(f"the device state's console-input is not up to {INPUT_BYTES_MAX} bytes")
     if type(state["halted"]) is not bool:
         raise Refused("the device state's halted is not true or false")
     return state

@@ -37,6 +37,7 @@ from ldmd.hypervisor.qemu_command import (
     find_machine,
     select,
 )
+from ldmd.hypervisor.qemu_console import make_console
 from ldmd.hypervisor.qemu_disks import find_disk
 from ldmd.hypervisor.qemu_domain import (
     END_SECONDS,
@@ -147,8 +148,11 @@ class QemuHypervisor(Hypervisor):
                 f"{run_directory} holds the process of domain {record.uuid}, not {definition.uuid}"
             )
         domain = QemuDomain(record, run_directory, identity, self.answer_seconds, definition.vdisks)
-        if await domain.status() is RunStatus.GONE:
+        status = await domain.status()
+        if status is RunStatus.GONE:
             return None
+        if status is RunStatus.RUNNING:
+            domain.keyboard.enable()
         return domain
 
     async def _create(
@@ -174,6 +178,7 @@ class QemuHypervisor(Hypervisor):
                 raise HypervisorError(f"a domain's process lives in {run_directory} already")
             try:
                 write_record(run_directory, record)
+                make_console(run_directory)
             except OSError as error:
                 raise HypervisorError(f"{run_directory} cannot be written: {error}") from error
             domain = await self._start(arguments, run_directory, record, resources, expected)

@@ -22,10 +22,12 @@ from ldmd.definition import DomainDefinition, VirtualDisk
 from ldmd.errors import HypervisorError
 
 QMP_NAME: Final = "qmp.sock"
-CONSOLE_NAME: Final = "console.log"
+CONSOLE_PIPE: Final = "console"
+"""QEMU's chardev ``pipe`` adds .in and .out (``qemu_console.py``)."""
 
 FIRMWARE_DIRECTORY: Final = Path(__file__).parent / "firmware"
 ORACLE_FIRMWARE: Final = FIRMWARE_DIRECTORY / "oracle-x86.bin"
+ECHO_FIRMWARE: Final = FIRMWARE_DIRECTORY / "echo-x86.bin"
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -92,6 +94,7 @@ class Family:
 _X86_FIRMWARES: Final[Mapping[str, tuple[str, ...]]] = {
     "default": (),
     "oracle": ("-bios", str(ORACLE_FIRMWARE)),
+    "echo": ("-bios", str(ECHO_FIRMWARE)),
 }
 
 _OPTIONAL_PCI: Final[Mapping[str, str]] = {
@@ -329,7 +332,7 @@ def build_arguments(
         *("-nic", "none"),
         *("-sandbox", SANDBOX),
         *("-qmp", f"unix:{QMP_NAME},server=on,wait=off"),
-        *("-chardev", f"file,id=console,path={CONSOLE_NAME},append=on"),
+        *("-chardev", f"pipe,id=console,path={CONSOLE_PIPE}"),
         *("-serial", "chardev:console"),
         *family.options,
         *selection.firmware,

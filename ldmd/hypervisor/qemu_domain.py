@@ -32,7 +32,8 @@ from ldmd.errors import HypervisorError, OutcomeUnknown
 from ldmd.hypervisor import process, qemu_disks, qemu_stream
 from ldmd.hypervisor.driver import DisksReport, DomainProcess, RamRegion, RunStatus
 from ldmd.hypervisor.process import ProcessIdentity
-from ldmd.hypervisor.qemu_command import CONSOLE_NAME, QMP_NAME
+from ldmd.hypervisor.qemu_command import QMP_NAME
+from ldmd.hypervisor.qemu_console import CONSOLE_NAME, ConsoleInput
 from ldmd.hypervisor.qmp import Qmp, open_qmp
 from protocol import limits
 
@@ -114,6 +115,7 @@ class QemuDomain(DomainProcess):
     identity: ProcessIdentity
     answer_seconds: float
     vdisks: tuple[VirtualDisk, ...] = ()
+    keyboard: ConsoleInput = field(init=False)
     _kept_state: bytes | None = field(default=None, init=False)
     uuid: str = field(init=False)
     pid: int = field(init=False)
@@ -122,11 +124,17 @@ class QemuDomain(DomainProcess):
     def __attrs_post_init__(self) -> None:
         self.uuid = self.record.uuid
         self.pid = self.identity.pid
+        self.keyboard = ConsoleInput(self.run_directory)
         self.regions = (RamRegion(name=self.record.region, size_bytes=self.record.size_bytes),)
 
     @property
     def console_path(self) -> Path:
         return self.run_directory / CONSOLE_NAME
+
+    async def write_console(self, data: bytes) -> int:
+        if process.gone(self.identity):
+            raise self._gone()
+        return await self.keyboard.write(data)
 
     def open_ram(self) -> list[int]:
         try:
@@ -180,10 +188,12 @@ class QemuDomain(DomainProcess):
         async with self._connected() as qmp:
             status = await query_status(qmp)
             if status is RunStatus.SUSPENDED:
+                self.keyboard.disable()
                 return
             if status is not RunStatus.RUNNING:
                 raise HypervisorError(f"the domain is {status}, so it cannot be suspended")
             await qmp.execute("stop")
+            self.keyboard.disable()
             state = await query_state(qmp)
             if run_status(state) is not RunStatus.SUSPENDED:
                 raise HypervisorError(f"the domain did not stop: QEMU says {state}")
@@ -192,11 +202,13 @@ class QemuDomain(DomainProcess):
         async with self._connected() as qmp:
             status = await query_status(qmp)
             if status is RunStatus.RUNNING:
+                self.keyboard.enable()
                 return
             # In a receiving domain QEMU takes `cont` for "run as soon as you are complete".
             if status is not RunStatus.SUSPENDED:
                 raise HypervisorError(f"the domain is {status}, so it cannot be resumed")
             await self._continue(qmp)
+            self.keyboard.enable()
             self._kept_state = None
             with suppress(OSError):
                 (self.run_directory / DEVICE_STATE_NAME).unlink(missing_ok=True)
@@ -244,6 +256,7 @@ class QemuDomain(DomainProcess):
             status = run_status(state)
             if status is not RunStatus.SUSPENDED:
                 raise HypervisorError(f"the domain is {status}, so its state cannot be retrieved")
+            self.keyboard.disable()  # what QEMU reads of it from now on is in no state
             if state == "postmigrate":
                 return self._find_kept_state()
             self._kept_state = None

@@ -239,6 +239,14 @@ class Journal:
         where, values = ("WHERE uuid = ?", (uuid,)) if uuid else ("", ())
         return await self._read(lambda c: rows.histories(c, where, values))
 
+    async def load_latest(self, name: str, count: int) -> list[MigrationHistory]:
+        """The last migrations of one domain, by its uuid or a name that it had here; the latest first."""
+        where = (
+            "WHERE m.id IN (SELECT id FROM migration WHERE uuid = ?1 OR name = ?1"
+            " ORDER BY rowid DESC LIMIT ?2)"
+        )
+        return (await self._read(lambda c: rows.histories(c, where, (name, count))))[::-1]
+
     async def load_unsettled(self) -> list[MigrationHistory]:
         where = "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
         return await self._read(lambda c: rows.histories(c, where, ()))

@@ -55,6 +55,7 @@ class Peer:
 
     ``address``: host name or IP address, and TCP port; None for a peer that only dials us.
     ``may_send``: may bring domains here. ``may_receive``: may be given domains.
+    ``may_console``: its users may see, and type on, the consoles of all domains here.
     ``certificate``: file of the pinned certificate; None when the fleet authority vouches for it.
     """
 
@@ -62,6 +63,7 @@ class Peer:
     address: tuple[str, int] | None = None
     may_send: bool = True
     may_receive: bool = True
+    may_console: bool = False
     certificate: Path | None = None
 
 

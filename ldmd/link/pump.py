@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import trio
 
@@ -21,7 +21,7 @@ from protocol.codec import encode, make_printable
 from protocol.connection import Connection
 from protocol.errors import RemoteProtocolError
 from protocol.frames import frame_header
-from protocol.messages import Error, Hello, Message, MigrationMessage, StateChunk
+from protocol.messages import ConsoleMessage, Error, Hello, Message, MigrationMessage, StateChunk
 
 log = logging.getLogger("ldmd.link")
 
@@ -35,6 +35,13 @@ class LinkUser(Protocol):
     async def take_message(self, link: Link, message: MigrationMessage) -> None: ...
     def take_chunk(self, link: Link, chunk: StateChunk) -> None: ...
     def link_lost(self, link: Link, sentence: str) -> None: ...
+
+
+@runtime_checkable
+class ConsoleUser(Protocol):
+    """Who carries a console too; every other link refuses what is said of one."""
+
+    async def take_console(self, link: Link, message: ConsoleMessage) -> None: ...
 
 
 class Link:
@@ -203,11 +210,20 @@ class Link:
                     self.user.take_chunk(self, event)
                 elif isinstance(event, MigrationMessage):
                     await self.user.take_message(self, event)
+                elif isinstance(event, ConsoleMessage):
+                    await self._take_console(event)
                 elif isinstance(event, Hello):
                     self._greet(event)
                 elif isinstance(event, Error):
                     return f"{self.peer.name} ended the link: {event.sentence} [{event.code}]"
             self._something_to_send.set()  # PONG, or whatever the connection queued by itself
+
+    async def _take_console(self, message: ConsoleMessage) -> None:
+        if not isinstance(self.user, ConsoleUser):
+            raise RemoteProtocolError(
+                "unexpected-message", f"{message.TYPE} on a link that carries no console"
+            )
+        await self.user.take_console(self, message)
 
     def _greet(self, hello: Hello) -> None:
         if hello.host != self.peer.name:
@@ -239,4 +255,4 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-__all__ = ["Link", "LinkUser"]
+__all__ = ["ConsoleUser", "Link", "LinkUser"]

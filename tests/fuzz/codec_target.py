@@ -31,7 +31,13 @@ MESSAGES_MAX: Final = 0x40
 
 _FIELDS: Final = tuple(
     samples.split_fields(message)
-    for message in (samples.HELLO, samples.NOT_CLEAN, m.Ping(nonce=1), *samples.MESSAGES.values())
+    for message in (
+        samples.HELLO,
+        samples.NOT_CLEAN,
+        m.Ping(nonce=1),
+        *samples.MESSAGES.values(),
+        *samples.CONSOLE,
+    )
 )
 
 
@@ -107,6 +113,7 @@ def seeds() -> list[bytes]:
     header_bytes = limits.FRAME_HEADER_BYTES
     bodies = [frame[header_bytes:] for frame in samples.vector_frames()]
     bodies += [codec.encode(message) for message in samples.MESSAGES.values()]
+    bodies += [codec.encode(message) for message in samples.CONSOLE]
     bodies += [codec.encode(samples.HELLO), codec.encode(samples.NOT_CLEAN)]
     bodies += [
         bytes([which, number]) + value

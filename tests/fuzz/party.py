@@ -102,6 +102,8 @@ class Party:
             self._take_chunk(event)
         elif isinstance(event, m.MigrationMessage):
             self._take_message(event)
+        elif isinstance(event, m.ConsoleMessage):
+            raise RemoteProtocolError("unexpected-message", "this link carries a migration")
         else:
             assert isinstance(event, m.Hello | m.Error), event
 

@@ -86,6 +86,23 @@ MESSAGES: Final[dict[type[m.MigrationMessage], m.MigrationMessage]] = {
 }
 """One of each; those that stand for two events in the form that goes on."""
 
+CONSOLE: Final[tuple[m.ConsoleMessage, ...]] = (
+    m.ConsoleOpen(
+        uuid="00112233-4455-6677-8899-aabbccddeeff",
+        user="alice",
+        access=m.ConsoleAccess.WRITE,
+        stay=ID,
+        position=None,
+        replay_lines=24,
+    ),
+    m.ConsoleOpened(stay=ID, position=0, writer=None),
+    m.ConsoleOutput(position=0, data=b"login: "),
+    m.ConsoleInput(data=b"\r"),
+    m.ConsoleTaken(count=1),
+    m.ConsoleWriter(writer="bob@host-b"),
+    m.ConsoleClosed(code="moved", sentence="it has moved", moved_to="host-c"),
+)
+
 NOT_CLEAN: Final = m.Checked(migration=ID, findings=(_FINDING,))
 GIVING_UP: Final = RemoteProtocolError("stopping", "the manager is stopping")
 OTHER_DIGEST: Final = m.Installed(migration=ID, digest=bytes(limits.DIGEST_BYTES))
@@ -117,7 +134,8 @@ HOSTILE: Final[tuple[bytes, ...]] = (
     *map(pack, ("", "a", "A b", "\x1b[2J", "\u202e", "é" * 32, ID, OTHER_ID, "running", "bound")),
     *(pack("x" * n) for n in (64, 65, limits.TEXT_BYTES_MAX, limits.TEXT_BYTES_MAX + 1)),
     pack("\U0001f600" + "x" * (limits.TEXT_BYTES_MAX - 4)),
-    *(pack(bytes(n)) for n in (0, 15, 16, 17, 64, 65)),
+    *(pack(bytes(n)) for n in (0, 15, 16, 17)),
+    *(pack(bytes(limits.BINARY_BYTES_MAX + n)) for n in (0, 1)),
     *map(pack, ([], {}, ["a", "a"], [{}], [[]], {"a": {"b": [1]}}, 1.5)),
     *(pack(_nested(n)) for n in (6, 7, 8, 9, 200)),
     *(pack([0] * n) for n in (16, 17, 32, 33, 256, 257, 1024, 1025)),

@@ -133,7 +133,13 @@ SCRIPTS: Final[dict[tuple[str, Mode], Script]] = {
     ),
 }
 
-_SAID: Final = (samples.HELLO, samples.NOT_CLEAN, samples.OTHER_DIGEST, *samples.MESSAGES.values())
+_SAID: Final = (
+    samples.HELLO,
+    samples.NOT_CLEAN,
+    samples.OTHER_DIGEST,
+    *samples.MESSAGES.values(),
+    *samples.CONSOLE,
+)
 LIBRARY: Final[tuple[bytes, ...]] = (
     *map(samples.frame, _SAID),
     samples.frame(m.Error(code="busy", sentence="too much")),

@@ -38,6 +38,7 @@ certificate = "tls/peers/host-c.crt"
 
 [peers.host-d]
 may-receive = false
+may-console = true
 
 [resources]
 memory = "8GiB"
@@ -109,7 +110,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             address=("fd00::3", 8101),
             certificate=tmp_path / "tls/peers/host-c.crt",
         ),
-        "host-d": Peer(name="host-d", may_receive=False),
+        "host-d": Peer(name="host-d", may_receive=False, may_console=True),
     }
     assert read.resources == config.ResourceSettings(
         memory_bytes=8 * 2**30, vcpus=4, domains_max=12, incoming_max=0

@@ -75,6 +75,20 @@ def test_room_is_had_to_the_last_byte(inventory: Inventory) -> None:
         inventory.require_room(define(vcpus=5))
 
 
+async def test_every_domain_that_is_bound_has_a_console(tmp_path: Path) -> None:
+    settings = configure(tmp_path, resources={"consoles-max": 2, "memory": "64MiB", "vcpus": 8})
+    inventory = Inventory(settings, {"emulated": EmulatedHypervisor()})
+    inventory.hold("bound", define())
+    inventory.hold("defined only", define(), resources=False)
+    inventory.require_room(define())
+    inventory.hold("coming", define(), incoming=True)
+    with pytest.raises(Busy, match="needs 1 of consoles, 0 is free"):
+        inventory.require_room(define())
+    assert (await inventory.view([])).consoles_free == 0
+    inventory.release("bound")
+    assert (await inventory.view([])).consoles_free == 1
+
+
 def test_what_is_held_beyond_the_limit_counts_as_nothing_free(inventory: Inventory) -> None:
     inventory.hold("a", define(memory_bytes=100 * MIB))  # the limit was lowered since
     with pytest.raises(Busy, match="2MiB of memory, 0 is free"):

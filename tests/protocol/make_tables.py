@@ -16,10 +16,12 @@ import attrs
 from protocol import limits
 from protocol import messages as m
 from protocol.codec import RULES, Items, field_types
+from protocol.console import SAYS
 from protocol.session import ROWS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 BOTH, SOURCE, TARGET = "both", "source → target", "target → source"
+OPENER, KEEPER = "opener → keeper", "keeper → opener"
 DIRECTIONS: dict[type[m.Message], str] = {
     m.Hello: BOTH,
     m.Ping: BOTH,
@@ -40,6 +42,13 @@ DIRECTIONS: dict[type[m.Message], str] = {
     m.Settled: TARGET,
     m.Refused: TARGET,
     m.Cancel: SOURCE,
+    m.ConsoleOpen: OPENER,
+    m.ConsoleOpened: KEEPER,
+    m.ConsoleOutput: KEEPER,
+    m.ConsoleInput: OPENER,
+    m.ConsoleTaken: BOTH,
+    m.ConsoleWriter: KEEPER,
+    m.ConsoleClosed: KEEPER,
 }
 
 
@@ -110,7 +119,17 @@ def session_table() -> str:
     return table(("state", "event", "next state", "actions"), rows)
 
 
+def console_table() -> str:
+    rows = [
+        (side, row.state, f"`{row.message.TYPE}`", row.next_state)
+        for side, rows in SAYS.items()
+        for row in rows
+    ]
+    return table(("who", "while", "may say", "then"), rows)
+
+
 TABLES = {
+    "console": console_table,
     "messages": messages_table,
     "limits": limits_table,
     "errors": errors_table,

@@ -63,6 +63,14 @@ CHECK = {
     "facts": {"hypervisor-version": [7, 2, 0], "offset": -1, "volumes": {"web1@primary": 2**40}},
 }
 WHY = {"migration": ID, "code": "cancelled", "sentence": "cancelled by an operator"}
+CONSOLE = {
+    "uuid": "00112233-4455-6677-8899-aabbccddeeff",
+    "user": "alice",
+    "access": "write",
+    "stay": None,
+    "position": None,
+    "replay_lines": 24,
+}
 REGIONS = [{"name": "pc.ram", "size_bytes": 2**29}, {"name": "pc.rom", "size_bytes": 2**18}]
 
 VALID: list[tuple[str, str, dict[str, Any]]] = [
@@ -104,6 +112,33 @@ VALID: list[tuple[str, str, dict[str, Any]]] = [
     ("settled", "SETTLED", {"migration": ID}),
     ("refused", "REFUSED", WHY),
     ("cancel", "CANCEL", WHY),
+    ("console open", "CONSOLE_OPEN", CONSOLE),
+    (
+        "console open, going on where it was",
+        "CONSOLE_OPEN",
+        {**CONSOLE, "access": "force", "stay": ID, "position": 2**40, "replay_lines": 0},
+    ),
+    ("console opened", "CONSOLE_OPENED", {"stay": ID, "position": 0, "writer": None}),
+    (
+        "console opened, in use",
+        "CONSOLE_OPENED",
+        {"stay": ID, "position": 7, "writer": "bob@host-c"},
+    ),
+    ("console output", "CONSOLE_OUTPUT", {"position": 7, "data": b"login: \x1b[0m"}),
+    ("console input", "CONSOLE_INPUT", {"data": b"\x03"}),
+    ("console taken", "CONSOLE_TAKEN", {"count": 2**40}),
+    ("console writer", "CONSOLE_WRITER", {"writer": "bob"}),
+    ("console writer, the opener again", "CONSOLE_WRITER", {"writer": None}),
+    (
+        "console closed, the domain has moved",
+        "CONSOLE_CLOSED",
+        {"code": "moved", "sentence": "web1 has moved to host-c", "moved_to": "host-c"},
+    ),
+    (
+        "console closed, the domain has stopped",
+        "CONSOLE_CLOSED",
+        {"code": "stopped", "sentence": "web1 has stopped", "moved_to": None},
+    ),
 ]
 
 BLOCK = bytes(range(64))
@@ -171,7 +206,13 @@ INVALID: list[tuple[str, str, bytes]] = [
     ("body one byte too long", "oversize", b"\xce" + struct.pack(">I", 262_144 + 33 + 1)),
     ("text too long", "oversize", pack("ERROR", code="busy", sentence="x" * 4097)),
     ("name too long", "oversize", pack("HELLO", **hello(host="h" * 65))),
-    ("binary too long", "oversize", pack("INSTALLED", migration=ID, digest=bytes(65))),
+    ("binary too long", "oversize", pack("INSTALLED", migration=ID, digest=bytes(16_385))),
+    ("console output too long", "oversize", pack("CONSOLE_INPUT", data=bytes(16_385))),
+    ("too many lines", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "replay_lines": 1001})),
+    ("input of nothing", "bad-value", pack("CONSOLE_INPUT", data=b"")),
+    ("uuid in upper case", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "uuid": "A" * 36})),
+    ("no such access", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "access": "admin"})),
+    ("user with an escape", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "user": "a\x1bb"})),
     ("binary that says it is 4 GiB", "oversize", frame(b"\x81\xa1x\xc6\xff\xff\xff\xff")),
     ("text that says it is 4 GiB", "oversize", frame(b"\x81\xa1x\xdb\xff\xff\xff\xff")),
     ("array that says it has 2**32-1 items", "oversize", frame(b"\x81\xa1x\xdd\xff\xff\xff\xff")),
@@ -304,6 +345,13 @@ def numbered(sequence: int) -> bytes:
 
 CONVERSATIONS: list[tuple[str, list[str], str | None, bytes]] = [
     ("a message after HELLO", ["HELLO", "PREPARED"], None, HELLO_B + PREPARED),
+    (
+        "a console's message after HELLO",
+        ["HELLO", "CONSOLE_OPEN"],
+        None,
+        HELLO_B + pack("CONSOLE_OPEN", **CONSOLE),
+    ),
+    ("a console's message before HELLO", [], "hello-expected", pack("CONSOLE_TAKEN", count=1)),
     ("chunks in order", ["HELLO", "chunk", "chunk"], None, HELLO_B + numbered(0) + numbered(1)),
     ("ERROR is the last", ["HELLO", "ERROR"], None, HELLO_B + pack("ERROR", **ERROR_BODY) + b"xyz"),
     ("ERROR instead of HELLO", ["ERROR"], None, pack("ERROR", **ERROR_BODY)),

@@ -18,6 +18,7 @@ from protocol.codec import (
     UNPRINTABLE,
     Binary,
     Items,
+    Piece,
     Rule,
     Text,
     Whole,
@@ -68,6 +69,8 @@ def by_rule(rule: Rule | None) -> st.SearchStrategy[Any]:
             )
         case Binary():
             return st.binary(min_size=rule.size_bytes, max_size=rule.size_bytes)
+        case Piece():
+            return st.binary(min_size=1, max_size=min(rule.bytes_max, 300))
     raise AssertionError(rule)
 
 

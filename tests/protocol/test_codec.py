@@ -62,7 +62,7 @@ def test_round_trip(cls: type[m.Message], data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("cls", m.MESSAGES, ids=lambda cls: cls.TYPE)
 def test_every_field_is_needed_and_typed(cls: type[m.Message]) -> None:
-    """For each field of each message: left out, and of a type that no field has."""
+    """For each field of each message: left out, and empty bytes, which no field may have."""
     fields = dict.fromkeys(field_types(cls), 0)
     for name in fields:
         without = {key: value for key, value in fields.items() if key != name}
@@ -73,7 +73,7 @@ def test_every_field_is_needed_and_typed(cls: type[m.Message]) -> None:
         if vector["message"]["type"] == cls.TYPE
     )
     for name in fields:
-        assert refusal(msgpack.packb({**sample, name: b"\0"})) in ("wrong-type", "bad-value")
+        assert refusal(msgpack.packb({**sample, name: b""})) in ("wrong-type", "bad-value")
 
 
 def test_no_rule_is_for_nothing() -> None:

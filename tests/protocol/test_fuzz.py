@@ -73,7 +73,11 @@ def chunk(sequence: int, payload: bytes) -> bytes:
 
 
 def of_migration() -> st.SearchStrategy[bytes]:
-    kinds = [MESSAGES[cls] for cls in m.MESSAGES if issubclass(cls, m.MigrationMessage)]
+    kinds = [
+        MESSAGES[cls]
+        for cls in m.MESSAGES
+        if issubclass(cls, m.MigrationMessage | m.ConsoleMessage)
+    ]
     return st.one_of(kinds).map(lambda message: framed(message))
 
 

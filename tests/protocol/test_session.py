@@ -68,7 +68,8 @@ def test_each_message_is_an_event() -> None:
     own = {m.Hello: "HELLO", m.Ping: "PING", m.Pong: "PONG", m.Error: "ERROR"}
     for cls in m.MESSAGES:
         message = cls.__new__(cls)
-        assert event_of(message) == own.get(cls, "MIGRATION_MESSAGE")
+        kind = "CONSOLE_MESSAGE" if issubclass(cls, m.ConsoleMessage) else "MIGRATION_MESSAGE"
+        assert event_of(message) == own.get(cls, kind)
     chunk = m.StateChunk(sequence=0, region=0, offset=0, payload=memoryview(b"x"))
     assert event_of(chunk) is SessionEvent.STATE_CHUNK
 

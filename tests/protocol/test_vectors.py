@@ -68,6 +68,7 @@ def make(document: dict[str, Any]) -> m.Message:
     cls = CLASSES[fields.pop("type")]
     convert = {
         "run_state": RunState,
+        "access": m.ConsoleAccess,
         "features": tuple,
         "findings": lambda items: tuple(m.Finding(**item) for item in items),
         "regions": lambda items: tuple(m.Region(**item) for item in items),
@@ -137,6 +138,8 @@ def test_everything_has_a_vector() -> None:
 def test_the_vectors_of_size_stand_at_the_limits() -> None:
     """They have numbers written out; this says when a limit has moved away from them."""
     assert limits.FRAME_BODY_BYTES_MAX == 262_144 + 33
-    assert (limits.TEXT_BYTES_MAX, limits.NAME_BYTES_MAX, limits.BINARY_BYTES_MAX) == (4096, 64, 64)
+    assert (limits.TEXT_BYTES_MAX, limits.NAME_BYTES_MAX) == (4096, 64)
+    assert limits.BINARY_BYTES_MAX == limits.CONSOLE_DATA_BYTES_MAX == 16_384
+    assert limits.CONSOLE_REPLAY_LINES_MAX == 1000
     assert (limits.FEATURES_MAX, limits.REGIONS_MAX, limits.NESTING_DEPTH_MAX) == (32, 16, 8)
     assert (limits.HELLO_BYTES_MAX, limits.PINGS_UNANSWERED_MAX) == (4096, 16)

@@ -21,13 +21,18 @@ class HypervisorCase:
 
     ``definition`` runs the oracle, whose memory follows ``layout``. ``missing()`` says what to
     install when this host lacks it, else it is empty. ``boot_seconds``: until the first line on the
-    console, on a slow host.
+    console, on a slow host. ``echo`` runs what echoes a line of ``line_bytes_max`` bytes that is typed on its console
+    behind ``prompt``, and when it was "1 2" and ended, prints ``answer``.
     """
 
     name: str
     make: Callable[[float], Hypervisor]
     definition: DomainDefinition
     layout: OracleLayout
+    echo: DomainDefinition
+    prompt: str
+    answer: str
+    line_bytes_max: int = 3000
     marks: tuple[pytest.MarkDecorator, ...] = ()
     missing: Callable[[], str] = lambda: ""
     boot_seconds: float = 30.0
@@ -36,3 +41,6 @@ class HypervisorCase:
     def define(self) -> DomainDefinition:
         """The definition with a uuid that no domain has."""
         return attrs.evolve(self.definition, uuid=str(uuid.uuid4()))
+
+    def define_echo(self, known: str = "") -> DomainDefinition:
+        return attrs.evolve(self.echo, uuid=known or str(uuid.uuid4()))

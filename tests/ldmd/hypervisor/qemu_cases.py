@@ -56,6 +56,9 @@ def _x86_case(
             answer_seconds=answer_seconds, accelerator=accelerator
         ),
         definition=make_definition(machine),
+        echo=make_definition(machine, firmware="echo"),
+        prompt="1> ",
+        answer="2> ",
         layout=ORACLE_LAYOUTS[family.ram],
         marks=(pytest.mark.qemu,),
         missing=missing,
@@ -81,6 +84,10 @@ SPARC_ORACLE = HypervisorCase(
         firmware="default",
         variables=(("boot-command", ORACLE_IN_FORTH),),
     ),
+    echo=make_definition("SS-5", 32 * 2**20, firmware="default"),
+    prompt="0 > ",
+    answer="2 > ",
+    line_bytes_max=60,  # OpenBIOS drops what is behind the 80th
     layout=OracleLayout(
         region="sun4m.ram",
         ranges=((2**20, 8 * 2**20),),

@@ -20,11 +20,13 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldmd import console_log
 from ldmd.definition import VirtualDisk, VirtualNetwork
 from ldmd.errors import HypervisorError, OutcomeUnknown
 from ldmd.hypervisor import emulated, emulated_machine, sockets
 from ldmd.hypervisor.driver import Attachments, RunStatus
 from ldmd.hypervisor.emulated import EmulatedHypervisor
+from ldmd.hypervisor.emulated_console import INPUT_BYTES_MAX, TRIM_STEP_BYTES, Console
 from ldmd.hypervisor.emulated_machine import REGISTERS, Refused, decode_state
 from ldmd.hypervisor.oracle import read_console
 from tests.ldmd.hypervisor.emulated_cases import EMULATED
@@ -44,12 +46,13 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 def make_state(**changes: Any) -> dict[str, Any]:
     state = {
-        "version": 1,
+        "version": 2,
         "machine": "riscv64-virt",
         "memory-bytes": MEMORY_BYTES,
         "instructions": 1,
         "halted": False,
         "console-bytes": 2,
+        "console-input": b"typed",
         "registers": dict.fromkeys(REGISTERS, 0) | {"pc": 0x8000_0000, "priv": 3},
     }
     return state | changes
@@ -63,13 +66,15 @@ def test_right_state_is_taken() -> None:
 
 
 WRONG_STATES = {
-    "another version": make_state(version=2),
+    "another version": make_state(version=1),
     "a version of another type": make_state(version=True),
     "another machine": make_state(machine="riscv64-other"),
     "another memory": make_state(**{"memory-bytes": MEMORY_BYTES * 2}),
     "one key more": make_state(more=1),
     "a number key": make_state() | {1: 1},
     "negative": make_state(instructions=-1),
+    "typed of another type": make_state(**{"console-input": "typed"}),
+    "typed too much": make_state(**{"console-input": bytes(INPUT_BYTES_MAX + 1)}),
     "halted of another type": make_state(halted=1),
     "a float": make_state(instructions=1.0),
     "a register less": make_state(registers={"pc": 1}),
@@ -338,19 +343,21 @@ async def test_domain_outlives_a_console_that_takes_nothing(rig: Rig) -> None:
     await rig.run_until_printed(domain, lines + 2)
 
 
-async def test_long_console_is_begun_anew(rig: Rig) -> None:
-    run_directory = rig.make_run_directory()
-    console = run_directory / "console.log"
-    with console.open("wb") as file:
-        file.truncate(emulated_machine.CONSOLE_BYTES_MAX)  # a hole
-    domain = await rig.hypervisor.create(EMULATED.define(), run_directory, Attachments())
-    await domain.resume()
-    old = run_directory / "console.log.old"
-    await rig.wait_until(old.exists)
-    await rig.wait_until(lambda: read_console(domain).count("\n") >= 2)
-    await domain.suspend()
-    assert old.stat().st_size > emulated_machine.CONSOLE_BYTES_MAX
-    assert console.stat().st_size < 1000
+def test_long_console_keeps_its_end_without_a_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is old becomes a hole; offsets stay what they were."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "console.log"
+    path.write_bytes(b"x" * (console_log.ALLOCATED_BYTES_MAX + 4096))
+    before_bytes = path.stat().st_size
+    console = Console()
+    for number in range(TRIM_STEP_BYTES + 1):
+        console.write_register(None, 0, 1, number, None)
+    console.flush()
+    assert path.stat().st_size == before_bytes + TRIM_STEP_BYTES + 1
+    assert path.stat().st_blocks * 512 < 2 * console_log.KEPT_BYTES
+    assert path.read_bytes()[before_bytes + 5 :][:4] == bytes([5, 6, 7, 8])
 
 
 async def test_process_is_small_and_confined(rig: Rig) -> None:

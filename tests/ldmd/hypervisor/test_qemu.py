@@ -508,7 +508,8 @@ async def test_ram_is_shared_both_ways_and_leaves_no_trace(bench: Bench) -> None
         domain.open_ram()
     left = {path.name for path in domain.run_directory.iterdir()}
     assert left <= {
-        "process.json", "qemu.json", "hypervisor.log", "console.log", "qmp.sock", "seen",
+        "process.json", "qemu.json", "hypervisor.log", "console.log", "console.in", "console.out", "qmp.sock",
+        "seen",
     }  # fmt: skip
 
 
