@@ -312,14 +312,13 @@ class Inventory:
         Raises HypervisorError for an active domain whose hypervisor is not there (it cannot be, then).
         """
         used = {net.switch for net in definition.vnets} & self.config.vsw.keys()
+        switches = await trio.to_thread.run_sync(
+            measure_switches, {name: self.config.vsw[name] for name in used}
+        )
         facts: dict[str, object] = {
             "reconfiguration-pending": pending,
             "switches": {
-                name: switch.mtu
-                for name, switch in measure_switches(
-                    {name: self.config.vsw[name] for name in used}
-                ).items()
-                if switch.mtu is not None
+                name: switch.mtu for name, switch in switches.items() if switch.mtu is not None
             },
             "certificate-until-unix-ms": await trio.to_thread.run_sync(
                 read_certificate_until, self.config.identity.certificate

@@ -51,7 +51,7 @@ def find_older(s: Subject) -> Iterable[Fault]:
         yield Fault(
             s.definition.hypervisor,
             "the source did not say which version it has",
-            UPGRADE,
+            f"look whether the source has {s.definition.hypervisor} at all; if so, {UPGRADE}",
         )
     elif capabilities.version < version:
         yield Fault(

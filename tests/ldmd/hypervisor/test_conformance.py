@@ -75,6 +75,17 @@ async def test_capabilities_name_what_a_definition_may_have(rig: Rig) -> None:
     assert capabilities.accelerator
 
 
+async def test_a_cpu_is_the_same_whenever_it_is_asked_about(rig: Rig) -> None:
+    definition = rig.case.define()
+    model = await rig.hypervisor.describe_cpu(definition)
+    assert model.model
+    assert not model.features & model.unavailable
+    assert await rig.hypervisor.describe_cpu(definition) == model
+    assert await rig.case.make(5.0).describe_cpu(definition) == model, "as another manager sees it"
+    with pytest.raises(HypervisorError):
+        await rig.hypervisor.describe_cpu(attrs.evolve(definition, cpu_arch="no-such-thing"))
+
+
 async def test_created_is_suspended_before_its_first_instruction(rig: Rig) -> None:
     domain = await rig.create()
     assert await domain.status() is RunStatus.SUSPENDED
@@ -91,7 +102,7 @@ async def test_runs_when_resumed(rig: Rig) -> None:
     rig.assert_oracle(domain)
 
 
-@pytest.mark.parametrize("field", ["machine", "firmware"])
+@pytest.mark.parametrize("field", ["machine", "firmware", "cpu_arch"])
 async def test_create_refuses_what_is_not_in_the_lists(rig: Rig, field: str) -> None:
     definition = attrs.evolve(rig.case.define(), **{field: "no-such-thing"})
     for create in (rig.hypervisor.create, rig.hypervisor.create_receiving):

@@ -203,6 +203,8 @@ async def _suspended_state(domain: Any) -> bytes:
         {"vnets": (NET,)},
         {"machine": "pc"},
         {"firmware": "openbios"},
+        {"cpu_arch": "rv128"},
+        {"huge_pages": "2MiB"},
         *({"variables": (("clock-mhz", text),)} for text in ("", "0", "1001", "-1", "x", "1.5")),
     ],
 )

@@ -454,6 +454,25 @@ async def test_probe_for_kvm_does_not_outlive_a_killed_manager() -> None:
         await manager.wait()
 
 
+@pytest.mark.qemu
+async def test_asking_qemu_does_not_outlive_a_killed_manager() -> None:
+    """Killed as soon as there is a QEMU, which may not have read a word of it."""
+    code = (
+        "import trio; from ldmd.hypervisor.qemu_catalogue import ask_program;"
+        f"trio.run(ask_program, {X86!r}, 'tcg')"
+    )
+    for _ in range(3):
+        manager = await trio.lowlevel.open_process([sys.executable, "-c", code])
+        try:
+            await wait_until(lambda manager=manager: bool(children_of(manager.pid)))
+            programs = children_of(manager.pid)
+            manager.kill()
+            await wait_until(lambda programs=programs: not any(map(is_running, programs)))
+        finally:
+            manager.kill()
+            await manager.wait()
+
+
 def is_running(pid: int) -> bool:
     """Not a zombie: the executable of one cannot be read."""
     try:
