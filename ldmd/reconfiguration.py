@@ -63,6 +63,8 @@ _REFUSED_IN: Final[Mapping[When, tuple[DomainState, ...]]] = {
 _WAY_OUT: Final = {DomainState.ACTIVE: "stop", DomainState.BOUND: "unbind"}
 
 _OF_THE_HYPERVISOR: Final = frozenset({"hypervisor", "machine", "firmware"})
+_UNIQUE: Final = frozenset({"name", "vnets"})
+"""Names and MAC addresses: no other domain here may have them."""
 _HELD: Final = frozenset({"memory_bytes", "vcpus", "vdisks", "vnets"})
 
 
@@ -109,9 +111,10 @@ async def reconfigure(domains: Domains, domain: Domain, edit: Edit) -> Outcome:
             await domains.require_machine(wanted)
         if domain.state is not DomainState.INACTIVE and changed & _HELD:
             await domains.inventory.resolve(wanted)
-        view = await domains.inventory.view(domains)
-        # no checkpoint from here until it is held
-        _require_unused(domain, wanted, view.names, view.macs)
+        if changed & _UNIQUE:
+            view = await domains.inventory.view(domains)
+            _require_unused(domain, wanted, view.names, view.macs)
+        # no checkpoint since the view was taken, and none until it is held
         if domain.state is not DomainState.INACTIVE and changed & _HELD:
             domains.require_held(wanted)
         await _record(domains, domain, definition, pending)
