@@ -7,8 +7,10 @@ from pathlib import Path
 
 import attrs
 import msgpack
+import pytest
 import xxhash
 
+from ldmd import storage_proof
 from ldmd.claims import Claims
 from ldmd.definition import VirtualDisk, VirtualNetwork, to_document
 from ldmd.hypervisor.emulated import EmulatedHypervisor
@@ -68,6 +70,28 @@ async def test_the_facts_are_the_codes(tmp_path: Path) -> None:
     assert list(await inventory.facts(native, RunState.INACTIVE)) == bound
     elsewhere = define(hypervisor="qemu")  # which is not enabled
     assert list(await inventory.facts(elsewhere, RunState.BOUND)) == cold
+
+
+async def test_the_facts_of_storage_are_the_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every form that a claim can have: a nonce, a lock, and nothing at all."""
+
+    def refuse(*_: object) -> storage_proof.Token:
+        raise OSError(30, "Read-only file system")
+
+    (tmp_path / "root").write_bytes(bytes(4096))
+    disk = VirtualDisk(name="a", volume="root", service="vds0")
+    found = set()
+    for broken in ((), ("_put_nonce",), ("_put_nonce", "_put_lock")):
+        for name in broken:
+            monkeypatch.setattr(storage_proof, name, refuse)
+        settings = configure(tmp_path, vds={"vds0": {"root": str(tmp_path / "root")}})
+        proofs = Inventory(settings, {}).proofs
+        claims = await proofs.claim(define(vdisks=(disk,)), RunState.BOUND, "0" * 32, {})
+        await proofs.withdraw(claims)
+        found |= set(claims.facts["storage"]["root@vds0"])
+    assert set(re.findall(r"^\| … `([a-z-]+)` \|", TEXT, re.MULTILINE)) == found
 
 
 def test_the_examples_are_vectors() -> None:

@@ -22,7 +22,7 @@ from tests.storage.scene import (
     wait_lines,
 )
 
-pytestmark = [pytest.mark.qemu, pytest.mark.loops]
+pytestmark = [pytest.mark.qemu, pytest.mark.loops, pytest.mark.slow]
 
 FIRST, SECOND = "root@primary-vds0", "root@alternate-vds0"
 

@@ -23,7 +23,7 @@ from tests.storage.scene import (
     wait_lines,
 )
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
 HOSTS = ("host-a", "host-b")
 
