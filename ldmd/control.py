@@ -146,12 +146,18 @@ class Channel:
 
     stream: trio.SocketStream
     lines: LineReader
+    gone: bool = field(default=False, init=False)
+    """The client, as was seen when it was told something."""
     _telling: trio.Lock = field(factory=trio.Lock, init=False)
 
     async def tell(self, document: Mapping[str, Any]) -> None:
         """Waits for room. Raises trio.BrokenResourceError when the client is gone."""
         async with self._telling:
-            await self.stream.send_all(encode_line({"progress": document}))
+            try:
+                await self.stream.send_all(encode_line({"progress": document}))
+            except trio.BrokenResourceError:
+                self.gone = True
+                raise
 
     async def hear(self) -> Mapping[str, Any] | None:
         """The client's next line; None when no more will come. Raises BadRequest."""
@@ -400,9 +406,16 @@ class _Connection:
         channel = Channel(self.stream, self.lines)
 
         async def carry_out(caller: Caller, given: Mapping[str, object], _: Progress) -> Any:
-            return await dialogue.carry_out(caller, given, channel)
+            try:
+                return await dialogue.carry_out(caller, given, channel)
+            except Exception:
+                if channel.gone:  # that is why, and nobody is there to be answered
+                    return {}
+                raise
 
-        await self._answer(await _run_verb(carry_out, self.caller, arguments, _no_progress))
+        answer = await _run_verb(carry_out, self.caller, arguments, _no_progress)
+        if not channel.gone:
+            await self._answer(answer)
 
     async def _serve_verb(self, name: str, verb: Verb, arguments: Mapping[str, object]) -> bool:
         """False when nobody is there any more."""
@@ -505,11 +518,7 @@ async def _run_verb(
     """The answer's line, also when the verb has a bug."""
     try:
         return encode_line({"result": await verb(caller, arguments, progress)})
-    except trio.BrokenResourceError:
-        raise
     except Exception as error:
-        if isinstance(error, ExceptionGroup) and error.split(trio.BrokenResourceError)[1] is None:
-            raise trio.BrokenResourceError from error  # nobody is there to be answered
         known = operator_error(error)
         if known is not None:
             return encode_line(error_document(known))

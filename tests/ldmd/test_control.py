@@ -21,12 +21,15 @@ from ldmd.client import ControlClient, connect
 from ldmd.control import (
     Arguments,
     Caller,
+    Channel,
     Conversations,
+    Dialogue,
     Progress,
     Verb,
     may_control,
     serve_control,
 )
+from ldmd.control_lines import LineReader, encode_line
 from ldmd.control_socket import find_group, open_control_socket
 from ldmd.errors import (
     BadRequest,
@@ -720,3 +723,64 @@ async def _is_unusable(client: ControlClient) -> None:
     """What comes next on that connection could be the answer to the earlier call."""
     with pytest.raises(DaemonUnreachable, match="ended earlier"):
         await client.call("status")
+
+
+# ---- dialogues -----------------------------------------------------------------------------------
+
+
+async def repeat(
+    _caller: Caller, arguments: Mapping[str, object], channel: Channel
+) -> dict[str, Any]:
+    """Says every line twice, ``end`` ends it."""
+    lines = 0
+    while (line := await channel.hear()) is not None:
+        if line.get("end"):
+            break
+        lines += 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.tell, dict(line))
+            nursery.start_soon(channel.tell, dict(line))
+    return {"lines": lines, **arguments}
+
+
+async def test_a_dialogue_goes_both_ways_and_its_answer_is_the_last(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", {"repeat": Dialogue(repeat)}) as path:
+        stream = await trio.open_unix_socket(str(path))
+        async with stream:
+            reader = LineReader(stream, 10_000)
+            await stream.send_all(encode_line({"verb": "repeat", "arguments": {"a": 1}}))
+            for number in range(3):
+                await stream.send_all(encode_line({"number": number}))
+                for _ in range(2):
+                    assert json.loads(await reader.next_line() or b"") == {
+                        "progress": {"number": number}
+                    }
+            await stream.send_all(encode_line({"end": True}) + encode_line({"verb": "status"}))
+            assert json.loads(await reader.next_line() or b"") == {"result": {"lines": 3, "a": 1}}
+            assert await reader.next_line() is None
+
+
+async def test_a_dialogue_whose_client_has_gone_ends_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = trio.Event()
+
+    async def talk(_caller: Caller, _: Mapping[str, object], channel: Channel) -> dict[str, Any]:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                while True:
+                    await channel.tell({"text": "x" * 100_000})
+        finally:
+            ended.set()
+
+    async with serving(tmp_path / "s", {"talk": Dialogue(talk), "echo": echo}) as path:
+        stream = await trio.open_unix_socket(str(path))
+        await stream.send_all(encode_line({"verb": "talk"}))
+        await stream.receive_some(10)
+        await stream.aclose()
+        with trio.fail_after(10):
+            await ended.wait()
+        async with connect(path) as client:
+            assert await client.call("echo", {"a": 1})
+    assert "bug" not in caplog.text

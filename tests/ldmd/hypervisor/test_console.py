@@ -65,7 +65,8 @@ async def test_nothing_is_taken_while_it_does_not_run(rig: Rig) -> None:
 
 
 async def test_who_never_reads_takes_a_bounded_amount_and_runs_on(rig: Rig) -> None:
-    domain = await rig.create()  # the oracle does not look at its console
+    definition = rig.case.define()
+    domain = await rig.create(definition)  # the oracle does not look at its console
     await rig.run_until_printed(domain)
     taken = [await domain.write_console(PASTE.encode()) for _ in range(20)]
     assert sum(taken) < 1024
@@ -73,6 +74,11 @@ async def test_who_never_reads_takes_a_bounded_amount_and_runs_on(rig: Rig) -> N
     await rig.run_until_printed(domain, read_console(domain).count("\n") + 3)
     await domain.suspend()
     rig.assert_oracle(domain)
+    # what was taken and not read moves with it: there is no room at the target either
+    target = await rig.move(domain, definition)
+    await domain.destroy()
+    await rig.run_until_printed(target)
+    assert await target.write_console(PASTE.encode()) == 0
 
 
 async def test_typed_while_it_moves_nothing_is_lost_or_comes_twice(rig: Rig) -> None:
