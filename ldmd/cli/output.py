@@ -87,8 +87,8 @@ def print_table(
         return _cut("  ".join(padded).rstrip(), room)
 
     click.secho(line(header), bold=True)
-    for row in rows:
-        click.echo(line(row))
+    if rows:
+        click.echo("\n".join(map(line, rows)))  # at once: each echo is a flush
 
 
 def find_room() -> int:

@@ -363,6 +363,7 @@ DOMAIN = {
     "pid": IDLE,
     "reconfiguration_pending": bool,
     "operation": IDLE,
+    "vdisks": {},
 }
 ACTIVE_DOMAIN = DOMAIN | {"run_state": str, "console": str, "pid": int}
 

@@ -21,6 +21,9 @@ EMULATED = '[hypervisors]\nenabled = ["emulated"]\n'
 SMALL: Mapping[str, Any] = {"memory_mib": 1, "variables": {"clock-mhz": "2"}}
 
 
+ANSWER_SECONDS = 60.0
+
+
 def faults(*armed: str) -> str:
     return f"[faults]\nallowed = true\narmed = {list(armed)}\n".replace("'", '"')
 
@@ -71,6 +74,10 @@ class Request:
             except LdmdError as error:
                 self.answer = error
         self.answered.set()
+
+    async def wait_answered(self) -> None:
+        with trio.fail_after(ANSWER_SECONDS):
+            await self.answered.wait()
 
     @property
     def places(self) -> list[int]:
@@ -164,14 +171,14 @@ async def test_the_queue_in_the_order_asked(tmp_path: Path) -> None:
         assert (answer["outcome"], answer["decision"]) == ("cancelled", "source")
         assert await free_and_running(host, "ldg3")
         assert await is_queue(host, "ldg2", "ldg4")
-        await waiting["ldg3"].answered.wait()
+        await waiting["ldg3"].wait_answered()
         assert isinstance(waiting["ldg3"].answer, MigrationFailed)
         assert "ldg3 stays on host-a: cancelled before it had begun" in str(waiting["ldg3"].answer)
         assert "ldg3" not in await fleet["host-b"].domains()
 
         await host.call("cancel-migration", {"domain": "ldg1"})
         for request in (first, *waiting.values()):
-            await request.answered.wait()
+            await request.wait_answered()
         assert isinstance(first.answer, MigrationFailed)
         assert waiting["ldg2"].answer["outcome"] == waiting["ldg4"].answer["outcome"] == "completed"
         assert waiting["ldg4"].places == [3, 2, 1]
@@ -201,10 +208,10 @@ async def test_as_many_at_once_as_may_be_each_on_its_own_link(tmp_path: Path) ->
         # the second passes by the one that is held up, and makes room for the third
         others = [await ask(nursery, host, name) for name in ("ldg2", "ldg3")]
         for request in others:
-            await request.answered.wait()
+            await request.wait_answered()
             assert request.answer["outcome"] == "completed"
         assert not held.answered.is_set()
-        await held.answered.wait()
+        await held.wait_answered()
         assert held.answer["outcome"] == "completed"
 
 
@@ -228,7 +235,7 @@ async def test_a_manager_that_ends_forgets_its_queue(number: int, tmp_path: Path
         assert second.places == [1]
         await host.stop(number)
         for request in (first, second):
-            await request.answered.wait()
+            await request.wait_answered()
         if number == signal.SIGTERM:
             assert isinstance(second.answer, MigrationFailed)
             assert "the manager stops, and its migration had not begun" in str(second.answer)
@@ -298,11 +305,11 @@ async def test_a_target_that_does_not_answer_keeps_no_place(tmp_path: Path) -> N
         doubtful = await ask(nursery, host, "ldg1", "host-b")
         await fleet["host-b"].wait_dead()
         other = await ask(nursery, host, "ldg2", "host-c")
-        await other.answered.wait()
+        await other.wait_answered()
         assert other.answer["outcome"] == "completed"
         assert not doubtful.answered.is_set()
         await fleet["host-b"].start()
-        await doubtful.answered.wait()
+        await doubtful.wait_answered()
         assert doubtful.answer["outcome"] == "completed"
 
 
@@ -349,7 +356,7 @@ async def test_a_domain_that_ended_in_the_queue_is_not_moved(tmp_path: Path) -> 
         os.kill((await host.domains())["ldg2"]["pid"], signal.SIGKILL)
         await wait_for(lambda: is_run_state(host, "ldg2", "gone"))
         await host.call("cancel-migration", {"domain": "ldg1"})
-        await second.answered.wait()
+        await second.wait_answered()
         assert "the process of ldg2 is gone" in str(second.answer)
         await wait_for(lambda: is_state(host, "ldg2", "bound"))
         assert (await host.domains())["ldg2"]["operation"] is None
@@ -384,7 +391,7 @@ async def test_two_hosts_are_emptied_into_one_that_takes_one_at_a_time(tmp_path:
         requests = [await ask(nursery, fleet[source], name) for source, name in names]
         with trio.fail_after(60):
             for request in requests:
-                await request.answered.wait()
+                await request.wait_answered()
         assert [r.answer["outcome"] for r in requests] == ["completed"] * 4
         waited = [d for r in requests for d in r.said if d["event"] == "queued"]
         assert "incoming-max" in {d["waits_for"] for d in waited}
@@ -421,7 +428,7 @@ async def test_one_that_waits_for_its_target_is_cancelled_at_once(tmp_path: Path
         await wait_for(lambda: is_queue(host, "ldg2"))
         answer = await host.call("cancel-migration", {"domain": "ldg2"})
         assert (answer["outcome"], answer["decision"]) == ("cancelled", "source")
-        await second.answered.wait()
+        await second.wait_answered()
         assert "cancelled before it had begun" in str(second.answer)
         assert await free_and_running(host, "ldg2")
         await host.call("cancel-migration", {"domain": "ldg1"})
