@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +22,8 @@ def find_missing() -> Iterator[tuple[str, str]]:
     for mark, (binary, remedy) in BINARIES.items():
         if not shutil.which(binary):
             yield mark, f"{binary} is not installed: {remedy}"
-    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+    unshare = [shutil.which("unshare") or "false", "--mount", "true"]
+    if subprocess.run(unshare, check=False, capture_output=True).returncode:
         yield "mounts", "a mount namespace cannot be made: that takes root"
 
 
@@ -34,3 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The tests that were left out, by name and with the reason; one line for all the cases of one test."""
+    left_out: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        left_out[reason][report.nodeid.partition("[")[0]] += 1
+    for reason, tests in sorted(left_out.items()):
+        terminalreporter.section(f"left out: {reason}", sep="-")
+        for name, cases in sorted(tests.items()):
+            terminalreporter.line(name if cases == 1 else f"{name}  ({cases} cases)")
