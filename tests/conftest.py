@@ -14,6 +14,7 @@ BINARIES = {
     "qemu": ("qemu-system-x86_64", "apt-get install qemu-system-x86"),
     "sparc": ("qemu-system-sparc", "apt-get install qemu-system-sparc"),
     "faketime": ("faketime", "apt-get install faketime"),
+    "network": ("ip", "apt-get install iproute2"),
 }
 
 
@@ -28,7 +29,7 @@ def find_missing() -> Iterator[tuple[str, str]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``LDMD_TESTS_REQUIRE=qemu,sparc,faketime,mounts``: these may not be left out."""
+    """``LDMD_TESTS_REQUIRE=qemu,sparc,faketime,network,mounts``: these may not be left out."""
     required = set(filter(None, os.environ.get("LDMD_TESTS_REQUIRE", "").split(",")))
     for mark, reason in find_missing():
         if mark in required:
