@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from certs.issue import HOST_NAME
 
 SOON_DAYS: Final = 30
-"""Time enough to visit every host of a fleet; fewer days left are shown as a fault."""
+"""Time enough to visit every host of a fleet; fewer days left are shown as a warning."""
 
 _ROLES: Final = {
     ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",

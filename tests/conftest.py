@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ BINARIES = {
     "qemu": ("qemu-system-x86_64", "apt-get install qemu-system-x86"),
     "sparc": ("qemu-system-sparc", "apt-get install qemu-system-sparc"),
     "faketime": ("faketime", "apt-get install faketime"),
+    "network": ("ip", "apt-get install iproute2"),
 }
 
 NR_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
@@ -44,7 +46,8 @@ def find_missing() -> Iterator[tuple[str, str]]:
             yield mark, f"{binary} is not installed: {remedy}"
     if missing := missing_loops():
         yield "loops", missing
-    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+    unshare = [shutil.which("unshare") or "false", "--mount", "true"]
+    if subprocess.run(unshare, check=False, capture_output=True).returncode:
         yield "mounts", "a mount namespace cannot be made: that takes root"
     bridge = ["unshare", "--net", "ip", "link", "add", "br0", "type", "bridge"]
     if (
@@ -63,7 +66,7 @@ def find_missing() -> Iterator[tuple[str, str]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``LDMD_TESTS_REQUIRE=qemu,sparc,faketime,mounts,loops``: these may not be left out."""
+    """``LDMD_TESTS_REQUIRE=qemu,sparc,…`` (marks of pyproject.toml): these may not be left out."""
     required = set(filter(None, os.environ.get("LDMD_TESTS_REQUIRE", "").split(",")))
     for mark, reason in find_missing():
         if mark in required:
@@ -71,3 +74,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The tests that were left out, by name and with the reason; one line for all the cases of one test."""
+    left_out: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        left_out[reason][report.nodeid.partition("[")[0]] += 1
+    for reason, tests in sorted(left_out.items()):
+        terminalreporter.section(f"left out: {reason}", sep="-")
+        for name, cases in sorted(tests.items()):
+            terminalreporter.line(name if cases == 1 else f"{name}  ({cases} cases)")

@@ -88,6 +88,7 @@ class BarView:
     tasks: dict[Phase, TaskID] = field(factory=dict)
     waiting: TaskID | None = None
     findings_shown: bool = False
+    totals: dict[Phase, int] = field(factory=dict)
 
     def show(self, document: Mapping[str, Any]) -> None:
         match document["event"]:
@@ -118,11 +119,15 @@ class BarView:
         for task in self.tasks.values():
             self.bars.remove_task(task)
         self.tasks.clear()
+        self.totals.clear()
 
     def finish(self) -> None:
         """Completed: the last phase is full too."""
-        for task in self.tasks.values():
-            self.bars.update(task, completed=100.0)
+        for phase, task in self.tasks.items():
+            total = self.totals.get(phase)
+            # what was last heard of it may have been short of the end
+            detail = output.show_bytes(total) if total else ""
+            self.bars.update(task, completed=100.0, detail=detail)
 
     def _enter(self, phase: Phase) -> None:
         if self.waiting is not None:
@@ -136,6 +141,7 @@ class BarView:
         phase = Phase(document["phase"])
         if phase not in self.tasks:
             self._enter(phase)
+        self.totals[phase] = document["total_bytes"]
         self.bars.update(
             self.tasks[phase], completed=document["percent"], detail=describe(document)
         )

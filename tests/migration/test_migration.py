@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ldmd.campaign.machine import find_processes
 from ldmd.errors import Busy, ChecksFailed, DefinitionError, NotAllowed, NotFound
 from ldmd.hypervisor.emulated import ORACLE_LAYOUT
 from ldmd.hypervisor.oracle import check_console, check_memory
@@ -18,6 +19,8 @@ from tests.managers import Fleet, make_fleet, wait_for
 from tests.migration.oracle import assert_oracle, read_ram
 
 ROUND_TRIPS = 25  # 50 migrations
+ESTABLISHED = "01"
+"""As in proc(5) /proc/net/tcp."""
 
 DRIVERS = [
     pytest.param({"memory_mib": 4}, ORACLE_LAYOUT, id="emulated"),
@@ -30,13 +33,26 @@ DRIVERS = [
 ]
 
 
-def leftovers(fleet: Fleet) -> Iterator[str]:
+def paths(fleet: Fleet) -> set[str]:
+    """Every file, folder and socket of the managers, but what belongs to a domain's process."""
+    found = (str(path.relative_to(fleet.folder)) for path in fleet.folder.rglob("*"))
+    return {path for path in found if "/run/domains/" not in path}
+
+
+def leftovers(fleet: Fleet, known: set[str]) -> Iterator[str]:
     """Processes, sockets and files that belong to no domain any more."""
+    yield from (str(p) for p in fleet.folder.glob("*/run/domains/*"))
+    yield from sorted(paths(fleet) - known)
+    yield from (f"process {pid} in {cwd}" for pid, cwd in find_processes(fleet.folder).items())
     for manager in fleet.managers.values():
         assert manager.process is not None
-        yield from (str(p) for p in (manager.folder / "run" / "domains").glob("*"))
-        children = Path(f"/proc/{manager.process.pid}/task/{manager.process.pid}/children")
-        yield from (f"process {pid}" for pid in children.read_text().split())
+        # a child is listed with the thread that began it
+        for children in Path(f"/proc/{manager.process.pid}/task").glob("*/children"):
+            yield from (f"process {pid} of {manager.name}" for pid in children.read_text().split())
+        with Path("/proc/net/tcp").open() as table:
+            port = f":{manager.port:04X}"
+            lines = [line.split() for line in table if port in line]
+        yield from (f"link {line[1]} {line[2]}" for line in lines if line[3] == ESTABLISHED)
 
 
 def open_files(fleet: Fleet) -> dict[str, int]:
@@ -57,6 +73,7 @@ async def test_back_and_forth_fifty_times(
         text = ""
         at, other = "host-a", "host-b"
         files: dict[str, int] = {}
+        known: set[str] = set()
         for number in range(2 * ROUND_TRIPS):
             console = Console(fleet, at, uuid)
             result = await fleet[at].call("migrate-domain", {"domain": "ldg1", "peer": other})
@@ -64,8 +81,10 @@ async def test_back_and_forth_fifty_times(
             text += console.read()
             assert await fleet.copies() == {other: "running"}
             assert not list((fleet[at].folder / "run" / "domains").glob("*"))
+            directory = fleet[other].folder / "run" / "domains" / uuid
+            assert list(find_processes(fleet.folder).values()) == [directory]
             if number == 1:
-                files = open_files(fleet)
+                files, known = open_files(fleet), paths(fleet)
             at, other = other, at
         await fleet[at].call("suspend-domain", {"domain": "ldg1"})
         text += fleet.console(at, uuid)
@@ -77,7 +96,7 @@ async def test_back_and_forth_fifty_times(
         # a link that is just being closed may still count
         await wait_for(lambda: settled_files(fleet, files))
         await fleet[at].call("stop-domain", {"domain": "ldg1"})
-        assert not list(leftovers(fleet))
+        assert not list(leftovers(fleet, known))
 
 
 @pytest.mark.sparc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -15,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from ldmd.cli.progress import BarView, make_bars
 from tests.ldmd.cli.conftest import Run
-from tests.ldmd.cli.manager import DIGEST, LONG, MIGRATION, PHASES, SmallHost
+from tests.ldmd.cli.manager import DIGEST, LONG, MIGRATION, PHASES, SmallHost, progress_of
 
 DEADLINE_SECONDS = 20.0
 
@@ -252,6 +255,17 @@ def test_a_hang_up_does_not_ask_for_it(socket_path: Path, host: SmallHost) -> No
         process.send_signal(signal.SIGHUP)
         assert process.wait(DEADLINE_SECONDS) == -signal.SIGHUP
     assert not host.cancelled.is_set()
+
+
+def test_a_full_bar_says_nothing_of_the_way_to_it() -> None:
+    """The last word on a phase comes before its end, as the first of the next one does."""
+    bars = make_bars(Console(file=io.StringIO(), force_terminal=True, width=80))
+    view = BarView(bars)
+    view.show(progress_of("prepare", 87.5))
+    (task,) = bars.tasks
+    assert "54.7 MiB of 64.0 MiB" in task.fields["detail"]
+    view.show({"event": "phase", "phase": "transfer"})
+    assert (task.percentage, task.fields["detail"]) == (100.0, "64.0 MiB")
 
 
 def test_bars_on_a_terminal_of_eighty_columns(socket_path: Path, host: SmallHost) -> None:
