@@ -23,13 +23,13 @@ from ldmd.journal.records import JournalRecord, MigrationHistory, Side
 from ldmd.link.dialer import dial
 from ldmd.link.pump import Link
 from ldmd.migration import Migration
-from ldmd.recovery import TABLES
+from ldmd.recovery import restore_machine
 from ldmd.registry import Registry
 from ldmd.situations import describe
 from protocol import messages as m
 from protocol.errors import RemoteProtocolError
 from protocol.events import Event
-from protocol.machine import Decision, restore
+from protocol.machine import Decision
 
 log = logging.getLogger("ldmd.history")
 
@@ -93,7 +93,7 @@ class History:
         if running is not None:
             machine = running.machine
         else:
-            machine, _ = restore(TABLES[entry.side], entry.run_state.mode, history.kinds)
+            machine, _ = restore_machine(history)
         sentence = next((r.sentence for r in reversed(history.records) if r.sentence), "")
         if running is not None and running.progress.sentence:
             sentence = running.progress.sentence

@@ -151,14 +151,26 @@ class Journal:
         ]
 
     async def add_domain(self, entry: DomainEntry) -> None:
-        await self._write(lambda c: _insert_domain(c, entry))
+        """Idempotent: an earlier attempt that was reported as failed may be on disk."""
+
+        def work(c: sqlite3.Connection) -> None:
+            c.execute("DELETE FROM domain WHERE uuid = ?", (entry.definition.uuid,))
+            _insert_domain(c, entry)
+
+        await self._write(work)
 
     async def remove_domain(self, uuid: str) -> None:
         """Idempotent."""
         await self._write(lambda c: c.execute("DELETE FROM domain WHERE uuid = ?", (uuid,)))
 
     async def set_state(self, uuid: str, state: DomainState) -> None:
-        await self._write(lambda c: _update(c, "domain", ("state", state), ("uuid", uuid)))
+        """Raises JournalError also when the domain is not there: what is not recorded is not to be acted on."""
+
+        def work(c: sqlite3.Connection) -> None:
+            if not _update(c, "domain", ("state", state), ("uuid", uuid)):
+                raise ValueError(f"it has no domain {uuid}")
+
+        await self._write(work)
 
     # ---- migrations ------------------------------------------------------------------------------------
 
@@ -174,6 +186,9 @@ class Journal:
 
         The first record of a migration also writes its entry and lets it hold the domain; with ``receiving`` the domain
         is added (target). SETTLED lets the domain go, or removes it where it is the other side's.
+
+        Idempotent: a record that is the last one already is not written again. It may be there although it was reported
+        as failed, because what comes behind the commit (the witness) can fail too.
         """
         record = JournalRecord(
             kind=kind, time_unix_ms=time.time_ns() // 1_000_000, sentence=sentence
@@ -193,11 +208,14 @@ class Journal:
                     entry.run_state,
                     _dump(entry.definition),
                 )
+            last, last_kind = c.execute(
+                "SELECT sequence, kind FROM record WHERE migration = ? ORDER BY sequence DESC LIMIT 1",
+                (entry.id,),
+            ).fetchone() or (0, None)
+            if last_kind == kind:
+                return
             if receiving is not None:
                 _insert_domain(c, receiving)
-            (last,) = c.execute(
-                "SELECT COALESCE(MAX(sequence), 0) FROM record WHERE migration = ?", (entry.id,)
-            ).fetchone()
             _insert(c, "record", entry.id, last + 1, kind, record.time_unix_ms, sentence)
             if kind is RecordKind.PREPARING:
                 _update(c, "domain", ("migration", entry.id), ("uuid", entry.definition.uuid))
@@ -360,14 +378,15 @@ def _update(
     table: str,
     change: tuple[str, str | None],
     where: tuple[str, str],
-) -> None:
-    """Set one column of the rows where another has that value, and seal them anew."""
+) -> int:
+    """Set one column of the rows where another has that value, and seal them anew; how many there are."""
     (column, value), (key, wanted) = change, where
     sealed = ", ".join("?1" if name == column else name for name in SEALED[table])
-    c.execute(
+    done = c.execute(
         f"UPDATE {table} SET {column} = ?1, seal = seal('{table}', {sealed}) WHERE {key} = ?2",
         (value, wanted),
     )
+    return done.rowcount
 
 
 def _witness_path(path: Path) -> Path:
