@@ -155,13 +155,18 @@ class Domains:
 
     def get(self, name: str) -> Domain:
         """By name or uuid. Raises NotFound."""
-        for domain in self._by_uuid.values():
-            if name in (domain.definition.name, domain.definition.uuid):
-                return domain
-        raise NotFound(
-            f"there is no domain {name} on this host",
-            remedy="`ldm list-domain` shows those there are",
-        )
+        domain = self.lookup(name)
+        if domain is None:
+            raise NotFound(
+                f"there is no domain {name} on this host",
+                remedy="`ldm list-domain` shows those there are",
+            )
+        return domain
+
+    def lookup(self, name: str) -> Domain | None:
+        """By uuid, or else by name: a name can look like another domain's uuid."""
+        named = (d for d in self._by_uuid.values() if d.definition.name == name)
+        return self._by_uuid.get(name) or next(named, None)
 
     def find(self, uuid: str) -> Domain | None:
         return self._by_uuid.get(uuid)

@@ -102,6 +102,8 @@ class Migration:
         self.run_state = run_state
         self.domain = domain
         self.dry_run = False
+        self.began_on = 0
+        """Target: the number of the link that CHECK came on. A source begins its migrations one after the other."""
         self.new_name: str | None = None
         self.peer_journal = ""
         self.facts: m.Document = {}

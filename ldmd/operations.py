@@ -17,6 +17,8 @@ from ldmd.control import Arguments, Caller, Progress, Verb
 from ldmd.definition import from_document, to_document, valid_name
 from ldmd.domains import Domain, require_free
 from ldmd.errors import (
+    BadRequest,
+    Busy,
     ChecksFailed,
     DefinitionError,
     LinkError,
@@ -157,8 +159,8 @@ class Operations:
         }
 
     def _describe_operation(self, domain: Domain) -> dict[str, Any] | None:
-        migration = self.registry.of_domain(domain.definition.uuid)
-        if migration is None or migration.id != domain.migration:
+        migration = self.registry.get(domain.migration) if domain.migration else None
+        if migration is None:
             return None
         progress = migration.progress
         return {
@@ -219,6 +221,7 @@ class Operations:
             dry_run=given.boolean("dry_run"),
         )
         log.info("%s: migrate-domain %s to %s", caller.user, migration.name, migration.peer)
+        await progress({"event": "begun", "migration": migration.id})
         await self._show_progress(migration, progress)
         return self._report(migration)
 
@@ -354,15 +357,13 @@ class Operations:
     async def cancel_migration(
         self, caller: Caller, arguments: Mapping[str, object], _progress: Progress
     ) -> dict[str, Any]:
-        """Ask it to stop, and give the true answer: who owns the domain in the end."""
-        name = Arguments.of(arguments, "domain").text("domain")
-        migration = next(
-            (m for m in self.registry if name in (m.name, m.new_name, m.definition.uuid, m.id)),
-            None,
-        )
-        if migration is None:
-            self.host.domains.get(name)
-            raise WrongState(f"no migration of {name} is under way")
+        """Ask it to stop, and give the true answer: who owns the domain in the end.
+
+        By ``migration``, the whole id, or by ``domain``: then it is the one that holds the domain, or is about to.
+        """
+        given = Arguments.of(arguments, "domain", "migration")
+        wanted = given.optional_text("migration")
+        migration = self._find_open(wanted, given.optional_text("domain"))
         log.info("%s: cancel-operation migration %s", caller.user, migration.name)
         too_late = migration.decision is not Decision.OPEN
         if not too_late:
@@ -385,6 +386,41 @@ class Operations:
             "sentence": f"too late: past the point of no return; {migration.name} is on {target}",
             "migration": migration.id,
         }
+
+    def _find_open(self, wanted: str | None, name: str | None) -> Migration:
+        """Raises BadRequest, NotFound, WrongState, Busy: what is not certainly meant is not cancelled."""
+        if (wanted is None) == (name is None):
+            raise BadRequest("say which migration, or which domain")
+        if wanted is not None:
+            migration = self.registry.get(wanted)
+            if migration is None:
+                raise WrongState(
+                    f"no migration {wanted} is under way",
+                    remedy="`ldm list-migrations` shows what became of it",
+                )
+            return migration
+        assert name is not None
+        domain = self.host.domains.lookup(name)
+        if domain is not None and domain.migration is not None:
+            held_by = self.registry.get(domain.migration)
+            if held_by is None:
+                raise Busy(f"a migration of {name} is only just beginning", remedy="ask again")
+            found = [held_by]
+        else:  # it comes, and is not here yet
+            found = [
+                m
+                for m in self.registry
+                if name in (m.name, m.definition.uuid) and m.side is Side.TARGET and not m.dry_run
+            ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Busy(
+                f"several migrations of {name} are under way",
+                remedy="`ldm list-migrations` shows them; cancel one by its id",
+            )
+        self.host.domains.get(name)
+        raise WrongState(f"no migration of {name} is under way")
 
 
 def _findings(migration: Migration) -> list[dict[str, Any]]:

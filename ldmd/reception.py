@@ -96,10 +96,15 @@ class Reception:
             if not valid_name(check.new_name):
                 return refuse("definition", f"{check.new_name!r} is not a name for a domain")
             definition = attrs.evolve(definition, name=check.new_name)
-        older = await self._supersede(definition.uuid, link.peer)
-        if older is not None:
-            why = older.progress.sentence or older.machine.state
-            return refuse("busy", f"an earlier migration of {older.name} is not settled: {why}")
+        if not check.dry_run:  # it changes nothing, and ends nothing
+            others = self._others(definition.uuid, link.peer)
+            if any(other.began_on > link.number for other in others):
+                return refuse("superseded", f"a later migration of {definition.name} has begun")
+            for older in others:
+                if not await self._supersede(older):
+                    why = older.progress.sentence or older.machine.state
+                    words = f"an earlier migration of {older.name} is not settled: {why}"
+                    return refuse("busy", words)
         known = await self.host.journal.load_migration(check.migration)
         if known is not None or self.registry.get(check.migration) is not None:
             raise RemoteProtocolError("bad-value", "a migration with that id was here before")
@@ -114,25 +119,31 @@ class Reception:
             domain=None,
         )
         migration.dry_run = check.dry_run
+        migration.began_on = link.number
         migration.facts = check.facts
         assert link.hello is not None
         migration.peer_journal = link.hello.journal
         self.registry.start(migration)
         return migration
 
-    async def _supersede(self, uuid: str, peer: Peer) -> Migration | None:
+    def _others(self, uuid: str, peer: Peer) -> list[Migration]:
+        """Migrations of the domain that this peer has begun and that have not ended, save dry runs."""
+        return [
+            other
+            for other in self.registry.of_domain(uuid)
+            if other.side is Side.TARGET and other.peer == peer.name and not other.dry_run
+        ]
+
+    async def _supersede(self, older: Migration) -> bool:
         """The source begins anew: an older migration of the domain that it brought is over, as it knows.
 
-        Returns that one if it has not ended in time, as when the journal cannot be written.
+        False if that one has not ended in time, as when the journal cannot be written.
         """
-        older = self.registry.of_domain(uuid)
-        if older is None or older.side is not Side.TARGET or older.peer != peer.name:
-            return None
         older.post(Event.SUPERSEDED)
         with trio.move_on_after(SUPERSEDE_SECONDS):
             await older.ended.wait()
-            return None
-        return older
+            return True
+        return False
 
 
 @define(eq=False)

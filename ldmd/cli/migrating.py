@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
@@ -18,6 +18,7 @@ from ldmd.control_lines import error_document
 from ldmd.errors import ChecksFailed, LdmdError
 
 TARGET: Final = re.compile(r"(?:(?P<user>[^@:]+)@)?(?P<host>[^@:]+)(?::(?P<name>[^@:]+))?")
+MIGRATION_ID: Final = re.compile(r"[0-9a-f]{32}")
 INTERRUPT_NOTE: Final = "cancel asked for; waiting for the answer (Ctrl-C again to stop waiting)"
 
 
@@ -87,14 +88,26 @@ async def migrate(
 ) -> dict[str, Any]:
     """The migration's result, shown while it happens. Raises LdmdError, KeyboardInterrupt."""
 
+    begun = trio.Event()
+    migration = ""
+
+    def show(document: Mapping[str, Any]) -> None:
+        nonlocal migration
+        if document["event"] == "begun":
+            migration = document["migration"]
+            begun.set()
+        else:
+            view.show(document)
+
     async def cancel() -> None:
+        await begun.wait()  # this one is meant, and no other of that domain
         async with connect(manager.socket) as second:
-            view.note((await second.cancel_migration(domain))["sentence"])
+            view.note((await second.cancel_migration(migration=migration))["sentence"])
 
     async with connect(manager.socket) as client, trio.open_nursery() as nursery:
         await nursery.start(watch_interrupts, view, cancel, nursery)
         result = await client.migrate_domain(
-            domain, peer, new_name=new_name, dry_run=dry_run, on_progress=view.show
+            domain, peer, new_name=new_name, dry_run=dry_run, on_progress=show
         )
         nursery.cancel_scope.cancel()
     return result
@@ -134,9 +147,10 @@ async def _cancel_or_say_why(view: View, cancel: Callable[[], Any]) -> None:
 def cancel_operation(manager: Manager, as_json: bool, kind: str, domain: str) -> None:
     """Cancel a domain's migration, and say who has the domain in the end.
 
-    Exits 1 when it was too late.
+    DOMAIN is its name or uuid, or the whole id of one migration. Exits 1 when it was too late.
     """
-    answer = manager.ask(lambda client: client.cancel_migration(domain))
+    asked = {"migration" if MIGRATION_ID.fullmatch(domain) else "domain": domain}
+    answer = manager.ask(lambda client: client.cancel_migration(**asked))
     if as_json:
         output.print_json(answer)
     else:

@@ -165,6 +165,7 @@ class SmallHost:
         self.asked.append(("migrate-domain", arguments))
         name = given.text("domain")
         self.describe(name)
+        await progress({"event": "begun", "migration": MIGRATION})
         await progress({"event": "phase", "phase": "check", "migration": MIGRATION})
         if name == "too-big":
             facts = {"findings": [FINDING, SOFT_FINDING], "migration": MIGRATION}
@@ -198,7 +199,10 @@ class SmallHost:
         }
 
     async def cancel_migration(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
-        name = Arguments.of(arguments, "domain").text("domain")
+        given = Arguments.of(arguments, "domain", "migration")
+        self.asked.append(("cancel-migration", arguments))
+        name = given.optional_text("domain") or "slow"
+        assert given.optional_text("migration") in (None, MIGRATION)
         self.describe(name)
         self.cancelled.set()
         if name == "slow":
