@@ -172,7 +172,7 @@ class Inventory:
             capabilities=capabilities,
             unavailable=unavailable,
             names={d.name: d.uuid for d in everything},
-            uuids=dict.fromkeys(self._living_orphans())
+            uuids=dict.fromkeys(self.living_orphans())
             | {d.uuid: "promised" for d in promised}
             | {d.definition.uuid: d.migration for d in defined},
             macs={net.mac: d.name for d in everything for net in d.vnets},
@@ -193,7 +193,8 @@ class Inventory:
             incoming_free=self.config.resources.incoming_max - len(promised),
         )
 
-    def _living_orphans(self) -> Iterable[str]:
+    def living_orphans(self) -> Iterable[str]:
+        """Uuids of domains of which a process lives that the journal does not know."""
         for uuid, directory in list(self.orphans.items()):
             try:
                 if process.find(directory) is None:

@@ -24,6 +24,7 @@ from ldmd.link.stream import BulkTLSStream
 from ldmd.migration import Migration
 from ldmd.recovery import recall
 from ldmd.registry import Registry
+from ldmd.standing import answer
 from protocol import limits
 from protocol import messages as m
 from protocol.codec import make_printable
@@ -60,6 +61,13 @@ class Reception:
             return await self._find_again(link, message)
         except JournalError as error:
             log.error("a link from %s cannot be served: %s", link.peer.name, error)
+            raise RemoteProtocolError("busy", "the journal cannot be read now") from error
+
+    async def stand(self, link: Link, question: m.Ask) -> m.Standing:
+        """How this host stands to a domain; any peer may know it of the migrations that it shares."""
+        try:
+            return await answer(self.host, link.peer.name, question)
+        except JournalError as error:
             raise RemoteProtocolError("busy", "the journal cannot be read now") from error
 
     async def _find_again(self, link: Link, message: m.MigrationMessage) -> Migration:
@@ -155,6 +163,9 @@ class Visitor:
 
     async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
         if self.migration is None:
+            if isinstance(message, m.Ask):
+                link.post(await self.reception.stand(link, message))
+                return
             self.migration = await self.reception.find(link, message)
             if self.migration is None:
                 return

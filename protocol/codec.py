@@ -302,6 +302,15 @@ RULES: Final[Mapping[str, Rule]] = {
     "migration": _ID,
     "new_name": _WORD,
     "name": _NAME,
+    "uuid": Text(
+        bytes_max=limits.NAME_BYTES_MAX,
+        pattern=re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    ),
+    "trails": Items(items_max=limits.TRAILS_MAX, unique="migration"),
+    "kinds": Items(
+        items_max=limits.RECORDS_MAX,
+        item=Text(bytes_max=limits.NAME_BYTES_MAX, pattern=re.compile(r"[A-Z]{1,32}")),
+    ),
     "findings": Items(items_max=limits.FINDINGS_MAX),
     "regions": Items(items_max=limits.REGIONS_MAX, unique="name"),
     "size_bytes": Whole(low=limits.PAGE_BYTES, high=limits.RAM_BYTES_MAX, step=limits.PAGE_BYTES),
