@@ -53,6 +53,8 @@ log = logging.getLogger("ldmd")
 STOP_SECONDS: Final = 10.0
 """How long stopping waits for migrations to be given up or decided; what is open then is recovered at the next start."""
 
+POSITION_NAME: Final = "journal.position"
+
 LOOK_SECONDS: Final = 1.0
 
 OUR_PACKAGES: Final = ("ldmd", "protocol", "certs")
@@ -89,7 +91,10 @@ async def serve(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises LdmdError when it cannot start."""
     for directory in (config.host.state_directory, config.host.run_directory):
         make_private_directory(directory)
-    journal = await Journal.open(config.host.state_directory / "journal.sqlite")
+    journal = await Journal.open(
+        config.host.state_directory / "journal.sqlite",
+        config.host.run_directory / POSITION_NAME,
+    )
     try:
         await _serve(config, journal)
     finally:
@@ -211,7 +216,7 @@ async def _settle_down(registry: Registry) -> None:
             decided = migration.decision in (Decision.TARGET, Decision.LOST)
             doubtful = migration.side is Side.SOURCE and migration.decision is Decision.IN_DOUBT
             waits_for_peer = migration.link is None and (decided or doubtful)
-            if not waits_for_peer:
+            if not (waits_for_peer or migration.confirming):
                 await migration.ended.wait()
 
 

@@ -15,7 +15,7 @@ from ldmd.journal.records import JournalRecord, MigrationHistory, Side
 from ldmd.migration import Migration
 from ldmd.recovery import restore_machine
 from ldmd.registry import Registry
-from ldmd.situations import describe
+from ldmd.situations import CONFIRMING, describe, describe_unproven, find_ways_on
 from ldmd.witnesses import Witnesses
 from protocol.events import Event
 from protocol.machine import Decision
@@ -96,7 +96,11 @@ class History:
             "records": [_record(record) for record in history.records],
             "settled": history.settled,
             "sentence": sentence,
-        } | _situation(entry.side, machine.state, entry.definition.name, entry.peer, entry.id)
+        } | (
+            _situation(entry.side, machine.state, entry.definition.name, entry.peer, entry.id)
+            if running is None
+            else _situation_of(running)
+        )
 
     def _describe_young(self, migration: Migration) -> dict[str, Any]:
         return {
@@ -109,9 +113,7 @@ class History:
             "records": [],
             "settled": False,
             "sentence": migration.progress.sentence,
-        } | _situation(
-            migration.side, migration.machine.state, migration.name, migration.peer, migration.id
-        )
+        } | _situation_of(migration)
 
     # ---- overrides ---------------------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class History:
         event = OVERRIDES[decision]
         if migration is None:
             raise WrongState(f"it has ended: {found['meaning']}")
-        _require_row(migration, event, decision)
+        _require_possible(migration, event, decision)
         seen = await Witnesses(self.host, migration, event).hear()
         note = f"overridden by {caller.user} (uid {caller.uid}): {SAID[decision]}; reason: {reason}; seen: {seen}"
         if not await migration.override(event, note):
@@ -143,20 +145,26 @@ class History:
         return await self._find(migration.id)
 
 
-def _require_row(migration: Migration, event: Event, decision: str) -> None:
+def _require_possible(migration: Migration, event: Event, decision: str) -> None:
     machine = migration.machine
-    if (machine.state, event, machine.mode) not in machine.table.index:
-        situation = describe(
-            migration.side,
-            machine.state,
-            domain=migration.name,
-            peer=migration.peer,
-            id=migration.id,
-        )
+    if migration.confirming:
+        possible = event in find_ways_on(migration.side, migration.decision)
+    else:
+        possible = (machine.state, event, machine.mode) in machine.table.index
+    if not possible:
+        found = _situation_of(migration)
         raise WrongState(
-            f"--{decision} is not for a migration that is {str(machine.state)!r}: {situation.meaning}",
-            remedy=situation.remedy,
+            f"--{decision} is not for a migration that is {found['state']!r}: {found['meaning']}",
+            remedy=found["remedy"],
         )
+
+
+def _situation_of(migration: Migration) -> dict[str, str]:
+    words = {"domain": migration.name, "peer": migration.peer, "id": migration.id}
+    if not migration.confirming:
+        return _situation(migration.side, migration.machine.state, **words)
+    situation = describe_unproven(migration.side, migration.decision, migration.verdict, **words)
+    return {"state": CONFIRMING, "meaning": situation.meaning, "remedy": situation.remedy}
 
 
 def _situation(side: Side, state: object, domain: str, peer: str, id: str) -> dict[str, str]:

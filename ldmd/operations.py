@@ -13,6 +13,7 @@ import trio
 from attrs import define, field
 
 from ldmd import __version__
+from ldmd.confirming import require_latest
 from ldmd.control import Arguments, Caller, Progress, Verb
 from ldmd.definition import from_document, to_document, valid_name
 from ldmd.domains import Domain, require_free
@@ -200,6 +201,8 @@ class Operations:
             settling = verb in ("stop", "suspend", "resume")
             async with self.host.domains.operation(name, while_settling=settling) as domain:
                 # a client that goes away must not leave half a verb behind
+                if verb in ("start", "resume"):
+                    await require_latest(self.host, domain.definition)
                 with trio.CancelScope(shield=True):
                     await getattr(self.host.domains, verb)(domain)
                     log.info("%s: %s-domain %s", caller.user, verb, domain.name)
@@ -249,6 +252,7 @@ class Operations:
         else:
             self.host.domains.take(domain, migration_id)
         try:
+            await require_latest(self.host, domain.definition)
             await self.host.domains.readopt(domain)
             run_state = await domain.run_state()
             facts = await self.host.inventory.facts(domain.definition, run_state)

@@ -66,7 +66,8 @@ class Reception:
     async def stand(self, link: Link, question: m.Ask) -> m.Standing:
         """How this host stands to a domain; any peer may know it of the migrations that it shares."""
         try:
-            return await answer(self.host, link.peer.name, question)
+            assert link.hello is not None
+            return await answer(self.host, link.peer.name, link.hello.journal, question)
         except JournalError as error:
             raise RemoteProtocolError("busy", "the journal cannot be read now") from error
 

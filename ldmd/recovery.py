@@ -34,6 +34,7 @@ async def recover(host: Host, registry: Registry) -> int:
 
 def _go_on(host: Host, registry: Registry, history: MigrationHistory) -> None:
     migration, first = recall(host, history)
+    migration.confirming = migration.definition.uuid in host.journal.unconfirmed
     log.warning(
         "migration %s of %s (%s, peer %s) was open: last record %s, going on with %s",
         migration.id[:8],

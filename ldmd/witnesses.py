@@ -11,6 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
+from ldmd.confirming import REMEDY
 from ldmd.errors import (
     ConfigurationError,
     HypervisorError,
@@ -30,6 +31,7 @@ from protocol.events import Event
 from protocol.machine import Decision
 from protocol.overrides import may_override
 from protocol.phases import Holding, Mode
+from protocol.standing import Verdict
 
 IT_IS_FOR: Final = "an override is for a host that is off and stays off"
 
@@ -57,7 +59,11 @@ class Witnesses:
         """What was seen, for the record. Raises NotAllowed, saying what to do instead."""
         if self.event is Event.GIVE_UP_ASKED and self.migration.decision is Decision.IN_DOUBT:
             await self._require_standstill()
-        if self.migration.side is Side.SOURCE:
+        if self.migration.confirming:
+            seen = await self._confirm_again()
+            if seen:
+                return seen
+        elif self.migration.side is Side.SOURCE:
             await self._try_again()
         elif self.migration.link is not None:
             raise self._answered("it is on a link with this host now")
@@ -67,6 +73,8 @@ class Witnesses:
                 f"{self.migration.peer} has no address in the configuration, so it cannot be seen to be off",
                 remedy=f"put its address into [peers.{self.migration.peer}], restart the manager, and ask again",
             )
+        if self.migration.confirming:
+            return await self._require_off(peer, LinkError(self.migration.progress.sentence))
         try:
             standing = await ask(self.host, peer, self.migration.id, self.migration.definition.uuid)
         except (LinkError, ConfigurationError) as error:
@@ -89,6 +97,21 @@ class Witnesses:
             raise NotAllowed(words, remedy=remedy) from error
         if status is RunStatus.RUNNING:
             raise NotAllowed(f"the copy of {domain.name} here runs", remedy=remedy)
+
+    async def _confirm_again(self) -> str:
+        """Whether its journal is the latest is being asked: "" when there is still no answer."""
+        migration, limits = self.migration, self.host.config.migration
+        await migration.try_now(2 * limits.connect_seconds + 2 * limits.handoff_seconds)
+        if not migration.confirming:
+            raise self._answered("it has answered now, and there is nothing to override")
+        sentence = migration.progress.sentence
+        if migration.verdict is Verdict.UNSURE:
+            return sentence
+        if migration.verdict is Verdict.OLDER:
+            raise NotAllowed(sentence, remedy=REMEDY)
+        if migration.peer_answers:
+            raise self._answered(sentence)
+        return ""
 
     async def _try_again(self) -> None:
         """The source: whatever answer there is to be had, it takes."""

@@ -7,7 +7,8 @@ lacks the one behind it, this side's journal is not the latest one: it was put b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import enum
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from protocol.actions import RecordKind
@@ -25,13 +26,32 @@ PRESUPPOSED: Final[Mapping[tuple[Role, RecordKind], frozenset[RecordKind]]] = {
 """(a role, a record that the host in it holds) -> the other host must hold one of these."""
 
 
-def find_missing(role: Role, theirs: Collection[str], ours: Collection[str]) -> str:
-    """``role`` is the other host's in that migration; both are all that the journals hold of it.
+class Verdict(enum.StrEnum):
+    STANDS = "stands"
+    """Nothing speaks against this journal: what it says may be acted on."""
+    OLDER = "older"
+    """It is from an earlier moment."""
+    UNSURE = "unsure"
+    """The target has PREPARED and the source has GRANTED: the target may have committed since, or not."""
 
-    Returns the record of theirs behind which one of ours is missing, and "" when nothing is. A record that this release
-    does not know says nothing.
+
+def judge(role: Role, theirs: Sequence[str], ours: Sequence[str]) -> tuple[Verdict, str]:
+    """What the other side's records of one migration say of this side's journal, and the record that speaks against it.
+
+    ``role`` is the other side's in that migration; both are all records that the journals hold of it, oldest first. A record
+    that this release does not know says nothing.
     """
     for (of, kind), needed in PRESUPPOSED.items():
         if of is role and kind in theirs and not needed.intersection(ours):
-            return kind.value
-    return ""
+            return Verdict.OLDER, kind.value
+    if role is Role.SOURCE:
+        kept = RecordKind.ABORTED in theirs
+        if kept and RecordKind.COMMITTED in ours and RecordKind.ABORTED not in ours:
+            return (
+                Verdict.OLDER,
+                RecordKind.ABORTED.value,
+            )  # it was refused, after a resume that failed
+        granted = RecordKind.GRANTED in theirs and RecordKind.COMPLETED not in theirs
+        if granted and not kept and list(ours[-1:]) == [RecordKind.PREPARED]:
+            return Verdict.UNSURE, RecordKind.GRANTED.value
+    return Verdict.STANDS, ""

@@ -28,6 +28,7 @@ import xxhash
 
 from ldmd.definition import DomainDefinition, from_document, to_document
 from ldmd.errors import DefinitionError, JournalError
+from ldmd.journal.position import Mark, Position
 from ldmd.journal.records import (
     DomainEntry,
     DomainState,
@@ -45,6 +46,9 @@ SCHEMA_VERSION: Final = 1
 
 BEGINNINGS: Final = frozenset({RecordKind.PREPARING, RecordKind.PREPARED})
 """Records that a migration may be given up for: they are refused without a reserve of room for the others."""
+_UNSETTLED: Final = (
+    "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
+)
 T = TypeVar("T")
 
 SEALED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -68,23 +72,41 @@ SEALED: Final[Mapping[str, tuple[str, ...]]] = {
 class Journal:
     """Open with ``await Journal.open(path)``; every method may raise JournalError."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, journal_id: str) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, journal_id: str, position: Position
+    ) -> None:
         self.path = path
         self.id = journal_id
         self._reserve = Reserve(path.with_name(path.name + "-reserve"))
         self._witness = Witness(_witness_path(path))
+        self._position = position
         self._connection = connection
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     @classmethod
-    async def open(cls, path: Path) -> Journal:
-        """Open or make the journal at ``path``.
+    async def open(cls, path: Path, position: Path | None = None) -> Journal:
+        """Open or make the journal at ``path``; ``position``: the file that says where it stood (``position.py``).
 
-        Raises JournalError when another process has it open, when it is damaged, or of a newer version: what it holds
-        is not changed then.
+        Raises JournalError when another process has it open, when it is damaged, from an earlier moment, or of a newer
+        version: what it holds is not changed then.
         """
-        connection, journal_id = await trio.to_thread.run_sync(_open, path)
-        return cls(path, connection, journal_id)
+        known = Position(position)
+        mark = known.read()
+        connection, journal_id = await trio.to_thread.run_sync(_open, path, mark, position)
+        try:
+            known.take(mark, journal_id, _transactions(connection), _uuids(connection))
+        except OSError as error:
+            connection.close()
+            raise _unopened(path, error) from error
+        return cls(path, connection, journal_id, known)
+
+    @property
+    def unconfirmed(self) -> frozenset[str]:
+        """Uuids of domains of which nobody on this host can say whether the journal has the last word."""
+        return frozenset(self._position.unconfirmed)
+
+    async def confirm(self, uuid: str) -> None:
+        await self._run(lambda: self._position.confirm(uuid))
 
     async def aclose(self) -> None:
         await trio.to_thread.run_sync(self._connection.close, limiter=self._one_at_a_time)
@@ -112,6 +134,7 @@ class Journal:
                     raise
                 count = transact()
             self._witness.write(count)
+            self._position.write(count)
 
         await self._run(write)
 
@@ -235,22 +258,28 @@ class Journal:
         return await self._read(lambda c: _histories(c, where, values))
 
     async def load_unsettled(self) -> list[MigrationHistory]:
-        where = "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
-        return await self._read(lambda c: _histories(c, where, ()))
+        return await self._read(lambda c: _histories(c, _UNSETTLED, ()))
 
     async def load_migration(self, migration_id: str) -> MigrationHistory | None:
         found = await self._read(lambda c: _histories(c, "WHERE m.id = ?", (migration_id,)))
         return found[0] if found else None
 
 
-def _open(path: Path) -> tuple[sqlite3.Connection, str]:
+def _open(path: Path, mark: Mark | None, position: Path | None) -> tuple[sqlite3.Connection, str]:
     try:
         if not path.exists():
             _make(path)
         if path.stat().st_size == 0:  # SQLite would delete the log of an empty file
             raise _damaged(path, "it is empty")
         os.chmod(path, 0o600)
-        journal_id = _verify(path)
+        journal_id, count = _verify(path)
+        if mark is not None and mark.journal == journal_id and count < mark.transactions:
+            raise JournalError(
+                f"the journal {path} is from an earlier moment: it ends with transaction {count}, and"
+                f" {mark.transactions} were written since this host was booted",
+                remedy="no domain was touched; put the latest one back. If it is lost, remove"
+                f" {position}: then the peers are asked before anything is done",
+            )
         connection = _connect(path)
     except (OSError, sqlite3.OperationalError) as error:
         raise _unopened(path, error) from error
@@ -327,8 +356,8 @@ def _create(connection: sqlite3.Connection) -> None:
     _insert(connection, "meta", "id", secrets.token_hex(16))
 
 
-def _verify(path: Path) -> str:
-    """The journal's id. Raises JournalError, sqlite3.Error.
+def _verify(path: Path) -> tuple[str, int]:
+    """The journal's id, and how many transactions it has. Raises JournalError, sqlite3.Error.
 
     Looks without writing: closing a connection that may write folds the log into the journal, and what is damaged must
     stay as it is found.
@@ -340,7 +369,7 @@ def _verify(path: Path) -> str:
         connection.close()
 
 
-def _look_through(connection: sqlite3.Connection, path: Path) -> str:
+def _look_through(connection: sqlite3.Connection, path: Path) -> tuple[str, int]:
     faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)") if row[0] != "ok"]
     if faults:
         raise _damaged(path, faults[0])
@@ -361,7 +390,7 @@ def _look_through(connection: sqlite3.Connection, path: Path) -> str:
         if broken:
             raise _damaged(path, f"{broken} of its {table} rows are not what was written")
     _require_all_transactions(connection, path)
-    return str(meta["id"])
+    return str(meta["id"]), _transactions(connection)
 
 
 def _seal(table: str, *values: str | int | None) -> bytes:
@@ -404,6 +433,12 @@ def _count_transaction(c: sqlite3.Connection) -> int:
 def _transactions(c: sqlite3.Connection) -> int:
     row = c.execute("SELECT value FROM meta WHERE key = 'transactions'").fetchone()
     return int(row[0]) if row else 0
+
+
+def _uuids(c: sqlite3.Connection) -> list[str]:
+    """Of the domains here, and of those that an open migration is about."""
+    query = f"SELECT uuid FROM domain UNION SELECT uuid FROM migration m {_UNSETTLED}"
+    return [uuid for (uuid,) in c.execute(query)]
 
 
 def _require_all_transactions(connection: sqlite3.Connection, path: Path) -> None:
