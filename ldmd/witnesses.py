@@ -36,7 +36,7 @@ from protocol.standing import Verdict
 IT_IS_FOR: Final = "an override is for a host that is off and stays off"
 
 INSTEAD: Final = {
-    Event.KEEP_ASKED: "settle or end what is there first; --give-up-here if that copy is to stay",
+    Event.KEEP_ASKED: "settle or end there what it has, then ask again",
     Event.GIVE_UP_ASKED: "the copy here may be the only one; --keep-here keeps it",
 }
 _HELD: Final = {

@@ -21,7 +21,7 @@ PRESUPPOSED: Final[Mapping[tuple[Role, RecordKind], frozenset[RecordKind]]] = {
     (Role.TARGET, RecordKind.LOST): frozenset({RecordKind.GRANTED}),
     (Role.SOURCE, RecordKind.GRANTED): frozenset({RecordKind.PREPARED}),
     # an override on the source completes without the target; then leaving the target's copy alone is right all the more
-    (Role.SOURCE, RecordKind.COMPLETED): frozenset({RecordKind.RUNNING, RecordKind.LOST}),
+    (Role.SOURCE, RecordKind.COMPLETED): frozenset({RecordKind.COMMITTED}),
 }
 """(a role, a record that the host in it holds) -> the other host must hold one of these."""
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,14 @@ async def recover(manager: Manager, decision: str) -> dict[str, Any]:
     return await manager.call("recover-migration", asked | {"reason": "a test"})
 
 
+async def has_settled(manager: Manager, state: str) -> bool:
+    found = await wait_state(manager, state)
+    return bool(found["settled"])
+
+
 async def settle(fleet: Fleet, *states: str) -> None:
     for host, state in zip(HOSTS, states, strict=True):
-        assert (await wait_state(fleet[host], state))["settled"]
+        await wait_for(partial(has_settled, fleet[host], state))
 
 
 async def start(manager: Manager) -> None:

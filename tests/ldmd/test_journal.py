@@ -268,6 +268,61 @@ async def test_a_record_that_stands_there_already_is_not_written_again(path: Pat
     await journal.aclose()
 
 
+async def test_an_earlier_journal_is_refused_where_the_position_is_known(
+    path: Path, tmp_path: Path
+) -> None:
+    position = tmp_path / "journal.position"
+    entry = make_entry()
+    journal = await Journal.open(path, position)
+    await journal.add_domain(domain_of(entry))
+    await journal.aclose()
+    shutil.copytree(path.parent, tmp_path / "earlier")
+    journal = await Journal.open(path, position)
+    assert journal.unconfirmed == frozenset(), "it is known that nothing came after it"
+    await journal.append(entry, K.PREPARING, "")
+    await journal.aclose()
+    shutil.rmtree(path.parent)
+    shutil.copytree(tmp_path / "earlier", path.parent)
+    with pytest.raises(JournalError, match="is from an earlier moment") as caught:
+        await Journal.open(path, position)
+    assert str(position) in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", "of another"])
+async def test_without_a_position_nothing_is_confirmed(
+    content: bytes | str | None, path: Path, tmp_path: Path
+) -> None:
+    position = tmp_path / "journal.position"
+    one, other = domain_of(make_entry()), domain_of(make_entry(name="ldg2"))
+    uuids = {one.definition.uuid, other.definition.uuid}
+    journal = await Journal.open(path, position)
+    for entry in (one, other):
+        await journal.add_domain(entry)
+    await journal.aclose()
+    position.unlink()
+    if isinstance(content, bytes):
+        position.write_bytes(content)
+    elif content is not None:
+        await (await Journal.open(tmp_path / "another" / "journal.sqlite", position)).aclose()
+    journal = await Journal.open(path, position)
+    assert journal.unconfirmed == uuids
+    await journal.confirm(one.definition.uuid)
+    await journal.aclose()
+    journal = await Journal.open(path, position)  # the manager alone was started again
+    assert journal.unconfirmed == {other.definition.uuid}
+    await journal.aclose()
+
+
+async def test_a_position_that_cannot_be_written_is_removed(path: Path, tmp_path: Path) -> None:
+    position = tmp_path / "journal.position"
+    journal = await Journal.open(path, position)
+    (tmp_path / "journal.position.new").mkdir()
+    await journal.add_domain(domain_of(make_entry()))
+    assert not position.exists()
+    (tmp_path / "journal.position.new").rmdir()
+    await journal.aclose()
+
+
 async def test_a_state_is_not_lost_silently(path: Path) -> None:
     journal = await Journal.open(path)
     with pytest.raises(JournalError, match="it has no domain"):
