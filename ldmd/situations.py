@@ -146,7 +146,7 @@ _UNPROVEN: Final[Mapping[Verdict | None, Situation]] = {
         "this host was booted between the handoff of {domain} and {peer} hearing of it: only the latest journal can say"
         " whether {domain} ran here",
         "put the latest journal back if the one here is older; if it is certain that it is the latest:"
-        " `ldm recover-migration {id} --give-up-here`",
+        " `ldm recover-migration {id} --{decision}`",
     ),
 }
 _WAY_ON: Final[Mapping[tuple[Side, Decision], tuple[Event, ...]]] = {

@@ -26,13 +26,17 @@ PRESUPPOSED: Final[Mapping[tuple[Role, RecordKind], frozenset[RecordKind]]] = {
 """(a role, a record that the host in it holds) -> the other host must hold one of these."""
 
 
+UNDECIDED: Final = frozenset({RecordKind.PREPARED, RecordKind.COMMITTED})
+"""Last records of a target behind which it may have denied, or run, what the source waits for."""
+
+
 class Verdict(enum.StrEnum):
     STANDS = "stands"
     """Nothing speaks against this journal: what it says may be acted on."""
     OLDER = "older"
     """It is from an earlier moment."""
     UNSURE = "unsure"
-    """The target has PREPARED and the source has GRANTED: the target may have committed since, or not."""
+    """The source has GRANTED and no answer: what the target has recorded after PREPARED or COMMITTED, it alone can know."""
 
 
 def judge(role: Role, theirs: Sequence[str], ours: Sequence[str]) -> tuple[Verdict, str]:
@@ -52,6 +56,6 @@ def judge(role: Role, theirs: Sequence[str], ours: Sequence[str]) -> tuple[Verdi
                 RecordKind.ABORTED.value,
             )  # it was refused, after a resume that failed
         granted = RecordKind.GRANTED in theirs and RecordKind.COMPLETED not in theirs
-        if granted and not kept and list(ours[-1:]) == [RecordKind.PREPARED]:
+        if granted and not kept and ours and ours[-1] in UNDECIDED:
             return Verdict.UNSURE, RecordKind.GRANTED.value
     return Verdict.STANDS, ""

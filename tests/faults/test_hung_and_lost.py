@@ -103,7 +103,7 @@ async def test_what_is_lost_with_its_run_directory_does_not_run_on(tmp_path: Pat
         uuid = await fleet.start_domain("host-a")
         await crash_at(fleet, "host-b", "target.record-running.before")
         assert len(find_pids(fleet, "host-b", uuid)) == 1
-        shutil.rmtree(fleet["host-b"].folder / "run")
+        shutil.rmtree(directory(fleet, "host-b", uuid).parent)
         await fleet["host-b"].start()
 
         async def settled() -> bool:

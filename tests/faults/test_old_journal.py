@@ -35,9 +35,7 @@ async def open_fleet(folder: Path) -> AsyncIterator[Fleet]:
     async with make_fleet(folder, extra=dict.fromkeys(HOSTS, ALLOWED), start=False) as fleet:
         for manager in fleet.managers.values():
             path = manager.folder / "ldmd.toml"
-            path.write_text(
-                path.read_text().replace("connect-seconds = 5", "connect-seconds = 1.5")
-            )
+            path.write_text(path.read_text().replace("connect-seconds = 5", "connect-seconds = 3"))
             await manager.start()
         yield fleet
 
@@ -269,6 +267,23 @@ async def test_a_target_does_not_deny_what_it_may_have_run(older: bool, tmp_path
             await recover(manager, GIVE_UP)
             await settle(fleet, "kept", "aborted")
             assert await fleet.copies() == {"host-a": "running"}
+
+
+async def test_a_target_that_may_have_denied_it_waits_for_a_person(tmp_path: Path) -> None:
+    """It was committed and resumed, and the power cut came before that was recorded: so it counts as having run."""
+    async with open_fleet(tmp_path) as fleet, trio.open_nursery() as nursery:
+        await fleet.start_domain("host-a")
+        manager = fleet["host-b"]
+        await hold(fleet, nursery, "target.record-running.before", "crash")
+        await manager.wait_dead()
+        await switch_off_and_on(manager)
+        await manager.start()
+        found = await wait_asked(manager, "only the latest journal can say")
+        assert "--keep-here" in found["remedy"]
+        await recover(manager, KEEP)
+        await settle(fleet, "moved", "lost, settled")
+        assert await fleet["host-a"].domains() == {}
+        await start(manager)
 
 
 async def test_what_came_back_is_not_destroyed_for_an_older_migration(tmp_path: Path) -> None:

@@ -557,7 +557,8 @@ class Model:
         other = self.source if rules is self.target else self.target
         if _side(w, other).state == FENCED or (rules is self.source and w.journal_lost):
             return  # not both: nobody would be left to be right
-        if rules is self.target and not w.journal_lost and w.target.journal:
+        whole = not w.journal_lost and not w.put_back
+        if rules is self.target and whole and w.target.journal:
             lost = w._replace(target=Side(ABSENT), journal_lost=True)
             yield Step("target comes back without its journal", lost, True)
         yield from self._fence(w, rules)
@@ -588,12 +589,15 @@ class Model:
 
     def _boot(self, w: World, rules: Rules) -> Iterator[Step]:
         """The host was booted, and perhaps its journal put back from an earlier moment."""
+        copy = w.source_copy if rules is self.source else w.target_copy
+        if self.kind is not Kind.COLD and copy not in ("dead", "gone", "none", "ended"):
+            return  # no process outlives its host
         journal = _side(w, rules).journal
         if journal and journal[-1] != "SETTLED":
             there = _with(w, rules, Side(UNPROVEN, journal=journal))
             yield Step(f"{rules.side} host is booted", there, True)
-        if w.put_back:
-            return
+        if w.put_back or w.journal_lost:
+            return  # not both: nobody would be left to be right
         for length in range(1, len(journal)):
             older = _with(w, rules, Side(UNPROVEN, journal=journal[:length]))
             older = older._replace(put_back=rules.side, latest=journal)
@@ -604,7 +608,7 @@ class Model:
         mine, theirs = _side(w, rules), _side(w, other)
         older = bool(w.latest) and w.put_back == rules.side
         if older:
-            back = _with(w, rules, Side(DEAD, journal=w.latest))._replace(latest=())
+            back = _with(w, rules, Side(DEAD, journal=w.latest))._replace(latest=(), put_back="")
             yield Step(f"{rules.side}'s latest journal is put back", back, False)
         if theirs.state == FENCED:
             if not older:

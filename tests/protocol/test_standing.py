@@ -40,9 +40,10 @@ def test_what_lacks_a_reason_is_older(
     assert judge(role, theirs, ours) == (Verdict.OLDER, kind)
 
 
-def test_a_prepared_target_of_a_source_in_doubt_cannot_know() -> None:
+def test_an_undecided_target_of_a_source_in_doubt_cannot_know() -> None:
     assert judge(Role.SOURCE, SOURCE_RAN[:2], TARGET_RAN[:1]) == (Verdict.UNSURE, "GRANTED")
-    assert judge(Role.SOURCE, SOURCE_RAN[:2], TARGET_RAN[:2])[0] is Verdict.STANDS
+    assert judge(Role.SOURCE, SOURCE_RAN[:2], TARGET_RAN[:2]) == (Verdict.UNSURE, "GRANTED")
+    assert judge(Role.SOURCE, SOURCE_RAN[:2], TARGET_RAN[:3])[0] is Verdict.STANDS
     assert judge(Role.SOURCE, SOURCE_RAN[:1], TARGET_RAN[:1])[0] is Verdict.STANDS
     assert judge(Role.SOURCE, KEPT, TARGET_RAN[:1])[0] is Verdict.STANDS
 
