@@ -245,12 +245,17 @@ class ControlClient:
             timeout_seconds=float("inf"),
         )
 
-    async def cancel_migration(self, domain: str) -> Document:
-        """``{"outcome": "cancelled" | "too-late", "decision", "sentence", "migration"}``.
+    async def cancel_migration(
+        self, domain: str | None = None, *, migration: str | None = None
+    ) -> Document:
+        """One of the two, a migration by its whole id.
+
+        ``{"outcome": "cancelled" | "too-late", "decision", "sentence", "migration"}``.
 
         In doubt, the answer comes when the target has answered.
         """
-        return await self.call("cancel-migration", {"domain": domain}, timeout_seconds=float("inf"))
+        arguments = {"migration": migration} if domain is None else {"domain": domain}
+        return await self.call("cancel-migration", arguments, timeout_seconds=float("inf"))
 
     async def list_migrations(self) -> list[Document]:
         migrations: list[Document] = (await self.call("list-migrations"))["migrations"]

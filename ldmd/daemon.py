@@ -61,6 +61,7 @@ STOP_SECONDS: Final = 10.0
 
 ANSWER_SECONDS: Final = 1.0
 """How long it then waits until those who asked have been told."""
+POSITION_NAME: Final = "journal.position"
 
 LOOK_SECONDS: Final = 1.0
 
@@ -98,7 +99,10 @@ async def serve(config: Config) -> None:
     """Run until SIGTERM or SIGINT. Raises LdmdError when it cannot start."""
     for directory in (config.host.state_directory, config.host.run_directory):
         make_private_directory(directory)
-    journal = await Journal.open(config.host.state_directory / "journal.sqlite")
+    journal = await Journal.open(
+        config.host.state_directory / "journal.sqlite",
+        config.host.run_directory / POSITION_NAME,
+    )
     try:
         await _serve(config, journal)
     finally:
@@ -246,7 +250,7 @@ async def _settle_down(registry: Registry) -> None:
             decided = migration.decision in (Decision.TARGET, Decision.LOST)
             doubtful = migration.side is Side.SOURCE and migration.decision is Decision.IN_DOUBT
             waits_for_peer = migration.link is None and (decided or doubtful)
-            if not waits_for_peer:
+            if not (waits_for_peer or migration.confirming):
                 await migration.ended.wait()
 
 

@@ -39,6 +39,9 @@ log = logging.getLogger("ldmd.domains")
 
 HELD_NAME: Final = "held-suspended"
 """In a run directory: an operator has suspended the domain."""
+KILL_SECONDS: Final = 10.0
+"""After SIGKILL: longer only for a thread in an uninterruptible wait."""
+
 ADOPTED_AT_ONCE: Final = 32
 """Each takes a descriptor, and may take as long as its driver waits for an answer."""
 
@@ -133,7 +136,9 @@ class Domains:
 
     def _look_for_orphans(self) -> None:
         """Processes that the journal does not know: of a journal that was lost. They run, so nobody may take their place."""
-        for directory in sorted(self.run_directory.glob("*")):
+        names = {path.name for path in self.run_directory.glob("*")}
+        names |= set(process.find_all(self.run_directory))  # also of directories that were removed
+        for directory in (self.run_directory / name for name in sorted(names)):
             domain = self._by_uuid.get(directory.name)
             if domain is not None and domain.state is DomainState.ACTIVE:
                 continue
@@ -168,7 +173,7 @@ class Domains:
     async def readopt(self, domain: Domain) -> DomainProcess | None:
         """The process, looking again for one that did not answer at start. Raises OutcomeUnknown."""
         directory = self.directory_of(domain.definition.uuid)
-        if domain.process is None and domain.state is DomainState.ACTIVE and directory.exists():
+        if domain.process is None and domain.state is DomainState.ACTIVE:
             hypervisor = self.hypervisors.get(domain.definition.hypervisor)
             if hypervisor is None:
                 raise OutcomeUnknown(f"the hypervisor of {domain.name} is not enabled")
@@ -194,13 +199,18 @@ class Domains:
 
     def get(self, name: str) -> Domain:
         """By name or uuid. Raises NotFound."""
-        for domain in self._by_uuid.values():
-            if name in (domain.definition.name, domain.definition.uuid):
-                return domain
-        raise NotFound(
-            f"there is no domain {name} on this host",
-            remedy="`ldm list-domain` shows those there are",
-        )
+        domain = self.lookup(name)
+        if domain is None:
+            raise NotFound(
+                f"there is no domain {name} on this host",
+                remedy="`ldm list-domain` shows those there are",
+            )
+        return domain
+
+    def lookup(self, name: str) -> Domain | None:
+        """By uuid, or else by name: a name can look like another domain's uuid."""
+        named = (d for d in self._by_uuid.values() if d.definition.name == name)
+        return self._by_uuid.get(name) or next(named, None)
 
     def find(self, uuid: str) -> Domain | None:
         return self._by_uuid.get(uuid)
@@ -350,12 +360,12 @@ class Domains:
             (self.directory_of(domain.definition.uuid) / HELD_NAME).touch(mode=0o600)
 
     async def _living(self, domain: Domain) -> DomainProcess:
-        process = await self.readopt(domain)
-        if process is None:
+        living = await self.readopt(domain)
+        if living is None:
             raise WrongState(
                 f"the process of {domain.name} has ended", remedy=f"`ldm stop-domain {domain.name}`"
             )
-        return process
+        return living
 
     # ---- what migrations do ------------------------------------------------------------------------------
 
@@ -418,14 +428,19 @@ class Domains:
         return directory
 
     async def end_process(self, domain: Domain) -> None:
-        """Raises OutcomeUnknown when it cannot be seen to be gone."""
-        if domain.state is not DomainState.ACTIVE:
-            return
-        process = await self.readopt(domain)
-        if process is not None:
-            await process.destroy()
-            await process.aclose()
+        """By what is recorded of it, and without asking it anything: one that does not answer ends like any other.
+
+        Raises OutcomeUnknown when it cannot be seen to be gone.
+        """
+        uuid = domain.definition.uuid
+        if domain.state is not DomainState.ACTIVE or self._by_uuid.get(uuid) is not domain:
+            return  # it has none, or was removed, and what may be in its place is another copy
+        if domain.process is not None:
+            await domain.process.destroy()
+            await domain.process.aclose()
             domain.process = None
+        elif (identity := process.find(self.directory_of(uuid))) is not None:
+            await process.kill(identity, KILL_SECONDS)
         self._remove_directory(domain)
 
     def _remove_directory(self, domain: Domain) -> None:

@@ -6,30 +6,19 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-import trio
 from attrs import define
 
 from ldmd.control import Arguments, Caller, Progress, Verb
-from ldmd.errors import (
-    BadRequest,
-    ConfigurationError,
-    LinkError,
-    NotAllowed,
-    NotFound,
-    WrongState,
-)
+from ldmd.errors import BadRequest, NotFound, WrongState
 from ldmd.host import Host
 from ldmd.journal.records import JournalRecord, MigrationHistory, Side
-from ldmd.link.dialer import dial
-from ldmd.link.pump import Link
 from ldmd.migration import Migration
-from ldmd.recovery import TABLES
+from ldmd.recovery import restore_machine
 from ldmd.registry import Registry
-from ldmd.situations import describe
-from protocol import messages as m
-from protocol.errors import RemoteProtocolError
+from ldmd.situations import CONFIRMING, describe, describe_unproven, find_ways_on
+from ldmd.witnesses import Witnesses
 from protocol.events import Event
-from protocol.machine import Decision, restore
+from protocol.machine import Decision
 
 log = logging.getLogger("ldmd.history")
 
@@ -93,7 +82,7 @@ class History:
         if running is not None:
             machine = running.machine
         else:
-            machine, _ = restore(TABLES[entry.side], entry.run_state.mode, history.kinds)
+            machine, _ = restore_machine(history)
         sentence = next((r.sentence for r in reversed(history.records) if r.sentence), "")
         if running is not None and running.progress.sentence:
             sentence = running.progress.sentence
@@ -107,7 +96,11 @@ class History:
             "records": [_record(record) for record in history.records],
             "settled": history.settled,
             "sentence": sentence,
-        } | _situation(entry.side, machine.state, entry.definition.name, entry.peer, entry.id)
+        } | (
+            _situation(entry.side, machine.state, entry.definition.name, entry.peer, entry.id)
+            if running is None
+            else _situation_of(running)
+        )
 
     def _describe_young(self, migration: Migration) -> dict[str, Any]:
         return {
@@ -120,9 +113,7 @@ class History:
             "records": [],
             "settled": False,
             "sentence": migration.progress.sentence,
-        } | _situation(
-            migration.side, migration.machine.state, migration.name, migration.peer, migration.id
-        )
+        } | _situation_of(migration)
 
     # ---- overrides ---------------------------------------------------------------------------------------
 
@@ -141,8 +132,8 @@ class History:
         event = OVERRIDES[decision]
         if migration is None:
             raise WrongState(f"it has ended: {found['meaning']}")
-        _require_row(migration, event, decision)
-        seen = await self._ask_peer(migration)
+        _require_possible(migration, event, decision)
+        seen = await Witnesses(self.host, migration, event).hear()
         note = f"overridden by {caller.user} (uid {caller.uid}): {SAID[decision]}; reason: {reason}; seen: {seen}"
         if not await migration.override(event, note):
             raise WrongState(
@@ -153,81 +144,27 @@ class History:
         await migration.wait_decided()
         return await self._find(migration.id)
 
-    async def _ask_peer(self, migration: Migration) -> str:
-        """What was seen when the peer was tried once more. Raises NotAllowed when it answers."""
-        if migration.side is Side.TARGET:
-            return await self._greet_source(migration)
-        limits = self.host.config.migration
-        await migration.try_now(limits.connect_seconds + limits.handoff_seconds)
-        if migration.ended.is_set() or (migration.decided and migration.peer_answers):
-            raise _answered(migration, "it has answered now, and there is nothing to override")
-        if migration.peer_answers:
-            raise _answered(migration, "its manager can be reached, so its answer can be had")
-        return migration.progress.sentence
 
-    async def _greet_source(self, migration: Migration) -> str:
-        if migration.link is not None:
-            raise _answered(migration, "it is on a link with this host now")
-        peer = self.host.config.peers.get(migration.peer)
-        if peer is None or peer.address is None:
-            return f"{migration.peer} has no address in the configuration, so it was not asked"
-        try:
-            async with trio.open_nursery() as nursery:
-                secure = await dial(
-                    peer,
-                    self.host.tls_files,
-                    timeout_seconds=self.host.config.migration.connect_seconds,
-                )
-                link = Link(secure.stream, peer, self.host.hello(), _Silent())
-                await nursery.start(link.run)
-                link.close()
-        except* (LinkError, ConfigurationError) as group:
-            seen = str(group.exceptions[0])
-        else:
-            hello = link.hello
-            assert hello is not None
-            if hello.journal == migration.peer_journal:
-                raise _answered(migration, "its manager can be reached, and comes back by itself")
-            seen = f"{migration.peer} has lost its journal"
-        return seen
-
-
-class _Silent:
-    """A link that is only to be greeted on."""
-
-    async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
-        raise RemoteProtocolError(
-            "unexpected-message", f"{message.TYPE} on a link that asks nothing"
-        )
-
-    def take_chunk(self, link: Link, chunk: m.StateChunk) -> None:
-        raise RemoteProtocolError("unexpected-message", "a state chunk on a link that asks nothing")
-
-    def link_lost(self, link: Link, sentence: str) -> None: ...
-
-
-def _require_row(migration: Migration, event: Event, decision: str) -> None:
+def _require_possible(migration: Migration, event: Event, decision: str) -> None:
     machine = migration.machine
-    if (machine.state, event, machine.mode) not in machine.table.index:
-        situation = describe(
-            migration.side,
-            machine.state,
-            domain=migration.name,
-            peer=migration.peer,
-            id=migration.id,
-        )
+    if migration.confirming:
+        possible = event in find_ways_on(migration.side, migration.decision)
+    else:
+        possible = (machine.state, event, machine.mode) in machine.table.index
+    if not possible:
+        found = _situation_of(migration)
         raise WrongState(
-            f"--{decision} is not for a migration that is {str(machine.state)!r}: {situation.meaning}",
-            remedy=situation.remedy,
+            f"--{decision} is not for a migration that is {found['state']!r}: {found['meaning']}",
+            remedy=found["remedy"],
         )
 
 
-def _answered(migration: Migration, why: str) -> NotAllowed:
-    return NotAllowed(
-        f"{migration.peer} answers: {why}",
-        remedy=f"`ldm show-migration {migration.id[:12]}` shows how it goes on; an override is for a host that is off"
-        " and stays off",
-    )
+def _situation_of(migration: Migration) -> dict[str, str]:
+    words = {"domain": migration.name, "peer": migration.peer, "id": migration.id}
+    if not migration.confirming:
+        return _situation(migration.side, migration.machine.state, **words)
+    situation = describe_unproven(migration.side, migration.decision, migration.verdict, **words)
+    return {"state": CONFIRMING, "meaning": situation.meaning, "remedy": situation.remedy}
 
 
 def _situation(side: Side, state: object, domain: str, peer: str, id: str) -> dict[str, str]:

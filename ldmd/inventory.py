@@ -253,7 +253,7 @@ class Inventory:
             capabilities=capabilities,
             unavailable=unavailable,
             names={d.name: d.uuid for d in everything},
-            uuids=dict.fromkeys(self._living_orphans())
+            uuids=dict.fromkeys(self.living_orphans())
             | {h.definition.uuid: key for key, h in self._holds.items() if h.incoming}
             | {d.definition.uuid: d.migration for d in defined},
             macs={net.mac: d.name for d in everything for net in d.vnets},
@@ -293,7 +293,8 @@ class Inventory:
         except HypervisorError as error:
             return None, error.sentence
 
-    def _living_orphans(self) -> Iterable[str]:
+    def living_orphans(self) -> Iterable[str]:
+        """Uuids of domains of which a process lives that the journal does not know."""
         for uuid, directory in list(self.orphans.items()):
             try:
                 if process.find(directory) is None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from ldmd.claims import Claims
+from ldmd.confirming import confirm
 from ldmd.definition import DomainDefinition
 from ldmd.fault_points import Kind, point_of, point_of_message
 from ldmd.hearing import hear, note_deadline
@@ -45,6 +46,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.events import OVERRIDES, Event, event_of
 from protocol.machine import Deadline, Decision, Machine
 from protocol.phases import RunState
+from protocol.standing import Verdict
 
 if TYPE_CHECKING:
     from ldmd.domains import Domain
@@ -106,6 +108,8 @@ class Migration:
         self.domain = domain
         self.dry_run = False
         self.force = False
+        self.began_on = 0
+        """Target: the number of the link that CHECK came on. A source begins its migrations one after the other."""
         self.new_name: str | None = None
         self.peer_journal = ""
         self.facts: m.Document = {}
@@ -133,6 +137,12 @@ class Migration:
         self.suspended_at: float | None = None
         self.downtime_ms: float | None = None
         self.records: list[JournalRecord] = []
+        self.confirming = False
+        """After a restart: whether the journal is the latest one is being asked, and nothing is done before."""
+        self.stands = trio.Event()
+        """It is, or a person says so."""
+        self.verdict: Verdict | None = None
+        """What the peer's records say of it, when they were to be had."""
         self.override_note = ""
         self.peer_answers = True
         """Whether the last attempt to reach the peer found it, with the journal and the record that it should have."""
@@ -142,6 +152,7 @@ class Migration:
         self.nursery: trio.Nursery
         self.ended = trio.Event()
         self._changed = trio.Condition()
+        self._nudge = trio.Event()
         self._own_events: collections.deque[tuple[Event, object]] = collections.deque()
         self._early: list[tuple[Event, object]] = []
         """Of a new link, before the operation that made it has ended."""
@@ -244,6 +255,8 @@ class Migration:
         if self.ended.is_set():
             self._answer(link, message)
             return
+        if self.confirming:
+            raise RemoteProtocolError("busy", "whether the journal here is the latest is not known")
         await self._peer_turn.acquire()
         if self.ended.is_set():  # meanwhile
             self._answer(link, message)
@@ -273,6 +286,9 @@ class Migration:
         self.note_progress(self.receiver.done_bytes, total_bytes)
 
     def link_lost(self, link: Link, sentence: str) -> None:
+        if self.confirming:  # it was refused
+            self.link = None if self.link is link else self.link
+            return
         self.post(Event.LINK_LOST, (link, sentence))
 
     # ---- what others wait for --------------------------------------------------------------------------
@@ -302,6 +318,14 @@ class Migration:
     async def override(self, event: Event, note: str) -> bool:
         """Whether it was taken: only some states can be overridden, and it may have gone on meanwhile."""
         override, seen = Override(note), -1
+        if self.confirming:
+            self.stands.set()
+            self._nudge.set()
+            if (self.machine.state, event, self.machine.mode) not in self.machine.table.index:
+                self._note_override(
+                    note
+                )  # it goes on as the journal says, and that is what was meant
+                return True
         self.post(event, override)
         while override.taken is None and not self.ended.is_set():
             seen = await self.wait_change(seen)
@@ -310,10 +334,19 @@ class Migration:
     async def try_now(self, timeout_seconds: float) -> None:
         """End the back-off, and wait until the attempt is over (or ``timeout_seconds``)."""
         before, seen = self.attempts, -1
-        self.post(Event.DEADLINE, _RETRY_NOW)
+        if self.confirming:
+            self._nudge.set()
+        else:
+            self.post(Event.DEADLINE, _RETRY_NOW)
         with trio.move_on_after(timeout_seconds):
             while self.attempts == before and not self.ended.is_set():
                 seen = await self.wait_change(seen)
+
+    async def wait_nudge(self, seconds: float) -> None:
+        """Until somebody wants another attempt now."""
+        self._nudge = trio.Event()
+        with trio.move_on_after(seconds):
+            await self._nudge.wait()
 
     # ---- the run ---------------------------------------------------------------------------------------
 
@@ -323,6 +356,9 @@ class Migration:
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
                 if self.records:
+                    if self.confirming:
+                        await confirm(self)
+                        self.confirming = False
                     self.trace("restored", self.machine.state)
                 await self._carry_out(first)
                 while not self.machine.finished:
@@ -412,9 +448,7 @@ class Migration:
                 await self.tell_change()
                 return
             assert event in OVERRIDES
-            self.override_note = origin.note
-            self.reason = Reason("override", origin.note)
-            log.warning("migration %s of %s: %s", self.id[:8], self.name, origin.note)
+            self._note_override(origin.note)
         elif origin is _RETRY_NOW:
             if self.machine.deadline is not Deadline.RETRY:
                 return
@@ -423,6 +457,11 @@ class Migration:
         elif event is Event.DEADLINE:
             note_deadline(self)
         await self._step(event)
+
+    def _note_override(self, note: str) -> None:
+        self.override_note = note
+        self.reason = Reason("override", note)
+        log.warning("migration %s of %s: %s", self.id[:8], self.name, note)
 
     def _is_news(self, event: Event) -> bool:
         """Whether the table takes it and goes on by it: what it refuses or ignores is not believed either."""

@@ -13,10 +13,13 @@ import trio
 from attrs import define, field
 
 from ldmd import __version__
+from ldmd.confirming import require_latest
 from ldmd.control import Arguments, Caller, Progress, Verb
 from ldmd.definition import from_document, to_document, valid_name
 from ldmd.domains import Domain, require_takeable
 from ldmd.errors import (
+    BadRequest,
+    Busy,
     ChecksFailed,
     DefinitionError,
     LinkError,
@@ -217,6 +220,8 @@ class Operations:
             settling = verb in ("stop", "suspend", "resume")
             async with self.host.domains.operation(name, while_settling=settling) as domain:
                 # a client that goes away must not leave half a verb behind
+                if verb in ("start", "resume"):
+                    await require_latest(self.host, domain.definition)
                 with trio.CancelScope(shield=True):
                     await getattr(self.host.domains, verb)(domain)
                     log.info("%s: %s-domain %s", caller.user, verb, domain.name)
@@ -239,6 +244,7 @@ class Operations:
         force = given.boolean("force")
         if given.boolean("dry_run"):
             migration = await self._try_out(domain, peer, new_name, force=force)
+            await progress({"event": "begun", "migration": migration.id})
             await self._show_progress(migration, progress)
         else:
             ticket = self.outgoing.ask(domain, peer, new_name, force=force)
@@ -286,6 +292,7 @@ class Operations:
         migration = None
         while migration is None or target_is_full(migration):
             migration = await ticket.wait_begun(migration, show_place)
+            await progress({"event": "begun", "migration": migration.id})
             await self._show_progress(migration, progress)
         return migration
 
@@ -375,9 +382,15 @@ class Operations:
     async def cancel_migration(
         self, caller: Caller, arguments: Mapping[str, object], _progress: Progress
     ) -> dict[str, Any]:
-        """Ask it to stop, and give the true answer: who owns the domain in the end."""
-        name = Arguments.of(arguments, "domain").text("domain")
-        ticket = self.outgoing.find(name)
+        """Ask it to stop, and give the true answer: who owns the domain in the end.
+
+        By ``migration``, the whole id, or by ``domain``: then it is the one that holds the domain, or is about to.
+        """
+        given = Arguments.of(arguments, "domain", "migration")
+        wanted, name = given.optional_text("migration"), given.optional_text("domain")
+        if (wanted is None) == (name is None):
+            raise BadRequest("say which migration, or which domain")
+        ticket = self.outgoing.find(wanted or name or "")
         if ticket is not None and self.outgoing.withdraw(ticket):
             log.info("%s: cancel-operation migration %s, queued", caller.user, ticket.name)
             return {
@@ -386,13 +399,7 @@ class Operations:
                 "sentence": str(ticket.error),
                 "migration": ticket.id,
             }
-        migration = next(
-            (m for m in self.registry if name in (m.name, m.new_name, m.definition.uuid, m.id)),
-            None,
-        )
-        if migration is None:
-            self.host.domains.get(name)
-            raise WrongState(f"no migration of {name} is under way")
+        migration = self._find_open(wanted, name)
         log.info("%s: cancel-operation migration %s", caller.user, migration.name)
         too_late = migration.decision is not Decision.OPEN
         if not too_late:
@@ -415,6 +422,39 @@ class Operations:
             "sentence": f"too late: past the point of no return; {migration.name} is on {target}",
             "migration": migration.id,
         }
+
+    def _find_open(self, wanted: str | None, name: str | None) -> Migration:
+        """Raises NotFound, WrongState, Busy: what is not certainly meant is not cancelled."""
+        if wanted is not None:
+            migration = self.registry.get(wanted)
+            if migration is None:
+                raise WrongState(
+                    f"no migration {wanted} is under way",
+                    remedy="`ldm list-migrations` shows what became of it",
+                )
+            return migration
+        assert name is not None
+        domain = self.host.domains.lookup(name)
+        if domain is not None and domain.migration is not None:
+            held_by = self.registry.get(domain.migration)
+            if held_by is None:
+                raise Busy(f"a migration of {name} is only just beginning", remedy="ask again")
+            found = [held_by]
+        else:  # it comes, and is not here yet
+            found = [
+                m
+                for m in self.registry
+                if name in (m.name, m.definition.uuid) and m.side is Side.TARGET and not m.dry_run
+            ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Busy(
+                f"several migrations of {name} are under way",
+                remedy="`ldm list-migrations` shows them; cancel one by its id",
+            )
+        self.host.domains.get(name)
+        raise WrongState(f"no migration of {name} is under way")
 
 
 def _findings(migration: Migration) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from typing import Any, Final
 import trio
 from attrs import define, field
 
+from ldmd.confirming import require_latest
 from ldmd.domains import Domain
 from ldmd.errors import Busy, LdmdError, MigrationFailed
 from ldmd.host import Host
@@ -265,6 +266,7 @@ class Outgoing:
         force: bool,
     ) -> Migration:
         """The source's side, not running yet. Raises LdmdError when the domain cannot be asked how it is."""
+        await require_latest(self.host, domain.definition)
         await self.host.domains.readopt(domain)
         run_state = await domain.run_state()
         facts = await self.host.inventory.facts(

@@ -26,6 +26,7 @@ from ldmd.link.stream import BulkTLSStream
 from ldmd.migration import Migration
 from ldmd.recovery import recall
 from ldmd.registry import Registry
+from ldmd.standing import answer
 from protocol import limits
 from protocol import messages as m
 from protocol.codec import make_printable
@@ -65,6 +66,14 @@ class Reception:
             log.error("a link from %s cannot be served: %s", link.peer.name, error)
             raise RemoteProtocolError("busy", "the journal cannot be read now") from error
 
+    async def stand(self, link: Link, question: m.Ask) -> m.Standing:
+        """How this host stands to a domain; any peer may know it of the migrations that it shares."""
+        try:
+            assert link.hello is not None
+            return await answer(self.host, link.peer.name, link.hello.journal, question)
+        except JournalError as error:
+            raise RemoteProtocolError("busy", "the journal cannot be read now") from error
+
     async def _find_again(self, link: Link, message: m.MigrationMessage) -> Migration:
         running = self.registry.get(message.migration)
         if running is not None:
@@ -99,10 +108,15 @@ class Reception:
             if not valid_name(check.new_name):
                 return refuse("definition", f"{check.new_name!r} is not a name for a domain")
             definition = attrs.evolve(definition, name=check.new_name)
-        older = await self._supersede(definition.uuid, link.peer)
-        if older is not None:
-            why = older.progress.sentence or older.machine.state
-            return refuse("busy", f"an earlier migration of {older.name} is not settled: {why}")
+        if not check.dry_run:  # it changes nothing, and ends nothing
+            others = self._others(definition.uuid, link.peer)
+            if any(other.began_on > link.number for other in others):
+                return refuse("superseded", f"a later migration of {definition.name} has begun")
+            for older in others:
+                if not await self._supersede(older):
+                    why = older.progress.sentence or older.machine.state
+                    words = f"an earlier migration of {older.name} is not settled: {why}"
+                    return refuse("busy", words)
         known = await self.host.journal.load_migration(check.migration)
         if known is not None or self.registry.get(check.migration) is not None:
             raise RemoteProtocolError("bad-value", "a migration with that id was here before")
@@ -117,25 +131,31 @@ class Reception:
             domain=None,
         )
         migration.dry_run, migration.force = check.dry_run, check.force
+        migration.began_on = link.number
         migration.facts = check.facts
         assert link.hello is not None
         migration.peer_journal = link.hello.journal
         self.registry.start(migration)
         return migration
 
-    async def _supersede(self, uuid: str, peer: Peer) -> Migration | None:
+    def _others(self, uuid: str, peer: Peer) -> list[Migration]:
+        """Migrations of the domain that this peer has begun and that have not ended, save dry runs."""
+        return [
+            other
+            for other in self.registry.of_domain(uuid)
+            if other.side is Side.TARGET and other.peer == peer.name and not other.dry_run
+        ]
+
+    async def _supersede(self, older: Migration) -> bool:
         """The source begins anew: an older migration of the domain that it brought is over, as it knows.
 
-        Returns that one if it has not ended in time, as when the journal cannot be written.
+        False if that one has not ended in time, as when the journal cannot be written.
         """
-        older = self.registry.of_domain(uuid)
-        if older is None or older.side is not Side.TARGET or older.peer != peer.name:
-            return None
         older.post(Event.SUPERSEDED)
         with trio.move_on_after(SUPERSEDE_SECONDS):
             await older.ended.wait()
-            return None
-        return older
+            return True
+        return False
 
 
 @define(eq=False)
@@ -158,6 +178,9 @@ class Visitor:
         if self.keeper is not None:
             raise RemoteProtocolError("unexpected-message", "this link carries a console")
         if self.migration is None:
+            if isinstance(message, m.Ask):
+                link.post(await self.reception.stand(link, message))
+                return
             self.migration = await self.reception.find(link, message)
             if self.migration is None:
                 return

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from ldmd.errors import JournalError
 from ldmd.host import Host
 from ldmd.journal.records import MigrationHistory, Side
 from ldmd.migration import Migration
 from ldmd.registry import Registry
 from protocol.actions import Action, RecordKind
-from protocol.machine import Table, restore
+from protocol.errors import LocalProtocolError
+from protocol.machine import Machine, Table, restore
 from protocol.source import SOURCE
 from protocol.target import TARGET
 
@@ -32,6 +34,7 @@ async def recover(host: Host, registry: Registry) -> int:
 
 def _go_on(host: Host, registry: Registry, history: MigrationHistory) -> None:
     migration, first = recall(host, history)
+    migration.confirming = migration.definition.uuid in host.journal.unconfirmed
     log.warning(
         "migration %s of %s (%s, peer %s) was open: last record %s, going on with %s",
         migration.id[:8],
@@ -44,10 +47,22 @@ def _go_on(host: Host, registry: Registry, history: MigrationHistory) -> None:
     registry.start(migration, first)
 
 
-def recall(host: Host, history: MigrationHistory) -> tuple[Migration, tuple[Action, ...]]:
-    """A migration as the journal has it, and what recovery has to do first; nothing is done yet."""
+def restore_machine(history: MigrationHistory) -> tuple[Machine[Any], tuple[Action, ...]]:
+    """As the journal has it. Raises JournalError for records that no manager writes: nothing is guessed from them."""
     entry = history.entry
-    machine, first = restore(TABLES[entry.side], entry.run_state.mode, history.kinds)
+    try:
+        return restore(TABLES[entry.side], entry.run_state.mode, history.kinds)
+    except LocalProtocolError as error:
+        raise JournalError(
+            f"the journal is damaged: migration {entry.id}: {error}",
+            remedy="no domain was touched; restore the journal, and tell who maintains this software",
+        ) from error
+
+
+def recall(host: Host, history: MigrationHistory) -> tuple[Migration, tuple[Action, ...]]:
+    """A migration as the journal has it, and what recovery has to do first; nothing is done yet. Raises JournalError."""
+    entry = history.entry
+    machine, first = restore_machine(history)
     domain = host.domains.find(entry.definition.uuid)
     if domain is not None and domain.migration != entry.id:
         domain = None  # another migration has it, or none: this one let it go before it was settled

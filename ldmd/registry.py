@@ -22,8 +22,9 @@ class Registry:
     def get(self, migration_id: str) -> Migration | None:
         return self._running.get(migration_id)
 
-    def of_domain(self, uuid: str) -> Migration | None:
-        return next((m for m in self._running.values() if m.definition.uuid == uuid), None)
+    def of_domain(self, uuid: str) -> list[Migration]:
+        """There can be several: dry runs, and one that only waits for its last word."""
+        return [m for m in self._running.values() if m.definition.uuid == uuid]
 
     def start(self, migration: Migration, first: tuple[Action, ...] = ()) -> None:
         """Run it to its end; whoever asked for it may go away."""

@@ -11,8 +11,10 @@ from typing import Any, Final
 from attrs import frozen
 
 from ldmd.journal.records import Side
-from protocol.machine import by_state
+from protocol.events import Event
+from protocol.machine import Decision, by_state
 from protocol.source import SourceState as S
+from protocol.standing import Verdict
 from protocol.target import TargetState as T
 
 
@@ -124,6 +126,54 @@ _TARGET: Final[Mapping[Situation, tuple[T, ...]]] = {
         "`ldm start-domain {domain}` starts it afresh",
     ): (T.LOST_SETTLED,),
 }
+
+
+CONFIRMING: Final = "confirming"
+"""Not of the tables: the state that the journal says is not acted on yet."""
+
+_UNPROVEN: Final[Mapping[Verdict | None, Situation]] = {
+    None: Situation(
+        "this host was booted, and only {peer} can say whether the journal here is the latest; nothing is done about"
+        " {domain} before",
+        "bring {peer} or the network to it back; only if {peer} is off and stays off:"
+        " `ldm recover-migration {id} --{decision}`",
+    ),
+    Verdict.OLDER: Situation(
+        "the journal here is from an earlier moment: {peer} has records that came after it; {domain} is left alone",
+        "stop this manager, put the latest journal into its state-directory, and start it",
+    ),
+    Verdict.UNSURE: Situation(
+        "this host was booted between the handoff of {domain} and {peer} hearing of it: only the latest journal can say"
+        " whether {domain} ran here",
+        "put the latest journal back if the one here is older; if it is certain that it is the latest:"
+        " `ldm recover-migration {id} --{decision}`",
+    ),
+}
+_WAY_ON: Final[Mapping[tuple[Side, Decision], tuple[Event, ...]]] = {
+    (Side.SOURCE, Decision.SOURCE): (Event.KEEP_ASKED,),
+    (Side.SOURCE, Decision.IN_DOUBT): (Event.KEEP_ASKED, Event.GIVE_UP_ASKED),
+    (Side.SOURCE, Decision.TARGET): (Event.GIVE_UP_ASKED,),
+    (Side.TARGET, Decision.SOURCE): (Event.GIVE_UP_ASKED,),
+    (Side.TARGET, Decision.IN_DOUBT): (Event.KEEP_ASKED,),
+    (Side.TARGET, Decision.TARGET): (Event.KEEP_ASKED,),
+    (Side.TARGET, Decision.LOST): (Event.KEEP_ASKED,),
+}
+
+
+def find_ways_on(side: Side, decision: Decision) -> tuple[Event, ...]:
+    """The overrides with which a person says that the journal is the latest, by whose domain it says it is."""
+    return _WAY_ON.get((side, decision), ())
+
+
+def describe_unproven(
+    side: Side, decision: Decision, verdict: Verdict | None, *, domain: str, peer: str, id: str
+) -> Situation:
+    """Of a migration that is not gone on with before the peer has said how it stands."""
+    situation = _UNPROVEN[verdict if verdict in _UNPROVEN else None]
+    keep = Event.KEEP_ASKED in find_ways_on(side, decision)
+    words = {"domain": domain, "peer": peer, "id": id[:12]}
+    words["decision"] = "keep-here" if keep else "give-up-here"
+    return Situation(situation.meaning.format(**words), situation.remedy.format(**words))
 
 
 def _invert(states: type[Any], table: Mapping[Situation, tuple[Any, ...]]) -> dict[Any, Situation]:

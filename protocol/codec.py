@@ -301,7 +301,7 @@ _NAME: Final = Text(
 )
 _UUID: Final = Text(
     bytes_max=limits.NAME_BYTES_MAX,
-    pattern=re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
+    pattern=re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
 )
 _ID: Final = Text(bytes_max=limits.NAME_BYTES_MAX, pattern=re.compile(r"[0-9a-f]{32}"))
 _CODE: Final = Text(bytes_max=limits.NAME_BYTES_MAX, pattern=re.compile(r"[a-z0-9][a-z0-9-]{0,63}"))
@@ -325,6 +325,12 @@ RULES: Final[Mapping[str, Rule]] = {
     "migration": _ID,
     "new_name": _WORD,
     "name": _NAME,
+    "uuid": _UUID,
+    "trails": Items(items_max=limits.TRAILS_MAX, unique="migration"),
+    "kinds": Items(
+        items_max=limits.RECORDS_MAX,
+        item=Text(bytes_max=limits.NAME_BYTES_MAX, pattern=re.compile(r"[A-Z]{1,32}")),
+    ),
     "findings": Items(items_max=limits.FINDINGS_MAX),
     "regions": Items(items_max=limits.REGIONS_MAX, unique="name"),
     "size_bytes": Whole(low=limits.PAGE_BYTES, high=limits.RAM_BYTES_MAX, step=limits.PAGE_BYTES),
@@ -333,7 +339,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "digest": Binary(size_bytes=limits.DIGEST_BYTES),
     "chunks": Whole(),
     "device_bytes": Whole(high=limits.DEVICE_STATE_BYTES_MAX),
-    "uuid": _UUID,
     "user": _WORD,
     "stay": _ID,
     "position": Whole(high=2**63 - 1),

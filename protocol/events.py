@@ -32,6 +32,9 @@ class Event(enum.StrEnum):
     SETTLED = "SETTLED"
     REFUSED = "REFUSED"
     CANCEL = "CANCEL"
+    ASK = "ASK"
+    STANDING = "STANDING"
+    """These two belong to no migration's conversation, so no table has a row for them."""
 
     # how an operation ended
     CONNECTED = "CONNECTED"
@@ -97,6 +100,8 @@ PEER_EVENTS: Final = frozenset(
         Event.SETTLED,
         Event.REFUSED,
         Event.CANCEL,
+        Event.ASK,
+        Event.STANDING,
     }
 )
 
@@ -114,6 +119,8 @@ EVENT_OF_MESSAGE: Final[Mapping[type[m.MigrationMessage], Event]] = {
     m.Settled: Event.SETTLED,
     m.Refused: Event.REFUSED,
     m.Cancel: Event.CANCEL,
+    m.Ask: Event.ASK,
+    m.Standing: Event.STANDING,
 }
 
 

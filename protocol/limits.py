@@ -83,6 +83,12 @@ FINDINGS_MAX: Final = 256
 REGIONS_MAX: Final = 16
 """RAM regions of one domain: one under most machine types, RAM and ROM under some."""
 
+TRAILS_MAX: Final = 32
+"""Migrations of one STANDING: the latest ones of that domain between the two hosts."""
+
+RECORDS_MAX: Final = 16
+"""Records of one migration: at most six are written."""
+
 FEATURES_MAX: Final = 32
 """Features of one HELLO; version 1 has none."""
 

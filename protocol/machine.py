@@ -139,10 +139,18 @@ class Machine(Generic[S]):
 def restore(
     table: Table[S], mode: Mode, kinds: Iterable[RecordKind]
 ) -> tuple[Machine[S], tuple[Action, ...]]:
-    """The machine after a restart, and what recovery has to do first. ``kinds``: the records, oldest first."""
+    """The machine after a restart, and what recovery has to do first. ``kinds``: the records, oldest first.
+
+    A record that stands twice in a row counts once, SETTLED too: a write can be reported as failed and be on disk, and
+    then it was tried again. Raises LocalProtocolError for records that this side never writes.
+    """
     history = list(kinds)
-    last = history[-1]
-    if last is not RecordKind.SETTLED:
+    decisive = [kind for kind in history if kind is not RecordKind.SETTLED]
+    last = decisive[-1] if decisive else RecordKind.SETTLED
+    if history[-1] is RecordKind.SETTLED and last in table.settled:
+        return Machine(table, mode, table.settled[last]), ()
+    if history[-1] is not RecordKind.SETTLED and last in table.recovery:
         state, actions = table.recovery[last]
         return Machine(table, mode, state), actions
-    return Machine(table, mode, table.settled[history[-2]]), ()
+    shown = ", ".join(history)
+    raise LocalProtocolError(f"{table.side}: no way to go on from the records {shown}")

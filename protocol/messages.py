@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 
 from attrs import frozen
 
-from protocol.phases import RunState
+from protocol.phases import Holding, Role, RunState
 
 Document = Mapping[str, object]
 """A bounded msgpack map with string keys; nested maps, arrays, strings, ints, bools and null below."""
@@ -37,6 +37,15 @@ class Region:
 
     name: str
     size_bytes: int
+
+
+@frozen(kw_only=True)
+class Trail:
+    """What one host's journal says of a migration: ``kinds`` are its records, oldest first."""
+
+    migration: str
+    role: Role
+    kinds: tuple[str, ...]
 
 
 @frozen(kw_only=True)
@@ -312,6 +321,26 @@ class ConsoleClosed(ConsoleMessage):
     moved_to: str | None
 
 
+# ---- about migrations --------------------------------------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class Ask(MigrationMessage):
+    """Either side, on a link of its own: how do you stand to this migration, and to the domain? It changes nothing."""
+
+    TYPE = "ASK"
+    uuid: str
+
+
+@frozen(kw_only=True)
+class Standing(MigrationMessage):
+    """The answer. ``trails``: the latest migrations of the domain between the two hosts that have a record, oldest first."""
+
+    TYPE = "STANDING"
+    holding: Holding
+    trails: tuple[Trail, ...]
+
+
 @frozen(kw_only=True, eq=False)
 class StateChunk:
     """A piece of runtime state: msgpack array ``[sequence, region, offset, payload]``.
@@ -353,6 +382,8 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     ConsoleTaken,
     ConsoleWriter,
     ConsoleClosed,
+    Ask,
+    Standing,
 )
 
 ERROR_CODES: Final[Mapping[str, str]] = {

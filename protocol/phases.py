@@ -22,6 +22,23 @@ class Mode(enum.StrEnum):
     COLD = "cold"
 
 
+class Role(enum.StrEnum):
+    SOURCE = "source"
+    TARGET = "target"
+
+
+class Holding(enum.StrEnum):
+    """What a host has of a domain."""
+
+    NOTHING = "nothing"
+    UNDECIDED = "undecided"
+    """A migration holds it, and whose it is is not decided there."""
+    OWNED = "owned"
+    """It is that host's."""
+    PROCESS = "process"
+    """That host's journal does not know the domain, and a process of it lives there."""
+
+
 class RunState(enum.StrEnum):
     """What the domain was when the migration began and must be again when it has ended."""
 

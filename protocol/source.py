@@ -154,7 +154,8 @@ _ROWS: Final[tuple[SourceRow, ...]] = (
     Row(St.HANDING_OFF, Ev.REFUSED, St.RESUMING_ALONE, _RESUME),  # it gave up as we asked
     Row(St.HANDING_OFF, Ev.LINK_LOST, St.IN_DOUBT),
     Row(St.HANDING_OFF, Ev.DEADLINE, St.IN_DOUBT, (CloseLink(),)),
-    *_ignore(St.HANDING_OFF, Ev.CANCEL_ASKED),
+    # SETTLED: a journal that was put back knows nothing of the RELEASED that it answers
+    *_ignore(St.HANDING_OFF, Ev.CANCEL_ASKED, Ev.SETTLED),
     Row(St.IN_DOUBT, Ev.DEADLINE, St.ASKING, (Op.CONNECT,)),
     *_ignore(St.IN_DOUBT, Ev.CANCEL_ASKED),
     Row(St.ASKING, Ev.CONNECTED, St.HANDING_OFF, (Send(m.Handoff),)),

@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,20 @@ async def wait_for(condition: Any, timeout_seconds: float = 40.0) -> Any:
             except (DaemonUnreachable, LdmdError):
                 pass
             await trio.sleep(0.02)
+
+
+@contextmanager
+def switched_off(manager: Manager) -> Iterator[None]:
+    """As the other managers see it: nothing answers at its address. It has ended before.
+
+    A listener whose queue is full drops what comes, as a host that is off does (listen(2)).
+    """
+    with socket.socket() as listener, socket.socket() as filler:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", manager.port))
+        listener.listen(0)
+        filler.connect(("127.0.0.1", manager.port))
+        yield
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
@@ -22,6 +22,7 @@ from ldmd.errors import ChecksFailed, LdmdError
 TARGET: Final = re.compile(r"(?:(?P<user>[^@:]+)@)?(?P<host>[^@:]+)(?::(?P<name>[^@:]+))?")
 WOULD_SUCCEED: Final = "would succeed"
 WOULD_FAIL: Final = "would fail if attempted"
+MIGRATION_ID: Final = re.compile(r"[0-9a-f]{32}")
 INTERRUPT_NOTE: Final = "cancel asked for; waiting for the answer (Ctrl-C again to stop waiting)"
 
 
@@ -123,9 +124,21 @@ def _explain(error: LdmdError, order: Order, form: str, *, shown: bool) -> None:
 async def migrate(manager: Manager, order: Order, view: View) -> dict[str, Any]:
     """The migration's result, shown while it happens. Raises LdmdError, KeyboardInterrupt."""
 
+    begun = trio.Event()
+    migration = ""
+
+    def show(document: Mapping[str, Any]) -> None:
+        nonlocal migration
+        if "migration" in document:  # another one when it comes back from a full target
+            migration = document["migration"]
+            begun.set()
+        if document["event"] != "begun":
+            view.show(document)
+
     async def cancel() -> None:
+        await begun.wait()  # this one is meant, and no other of that domain
         async with connect(manager.socket) as second:
-            view.note((await second.cancel_migration(order.domain))["sentence"])
+            view.note((await second.cancel_migration(migration=migration))["sentence"])
 
     async with connect(manager.socket) as client, trio.open_nursery() as nursery:
         await nursery.start(watch_interrupts, view, cancel, nursery)
@@ -135,7 +148,7 @@ async def migrate(manager: Manager, order: Order, view: View) -> dict[str, Any]:
             new_name=order.new_name,
             dry_run=order.dry_run,
             force=order.force,
-            on_progress=view.show,
+            on_progress=show,
         )
         nursery.cancel_scope.cancel()
     return result
@@ -175,12 +188,14 @@ async def _cancel_or_say_why(view: View, cancel: Callable[[], Any]) -> None:
 def cancel_operation(manager: Manager, as_json: bool, kind: str, domain: str) -> None:
     """Cancel a domain's migration, and say who has the domain in the end; or its reconfiguration.
 
-    Exits 1 when it was too late. `cancel-operation reconf` is `cancel-reconf`.
+    DOMAIN is its name or uuid, or the whole id of one migration. Exits 1 when it was too late.
+    `cancel-operation reconf` is `cancel-reconf`.
     """
     if kind == "reconf":
         cancel_reconfiguration(manager, as_json, domain)
         return
-    answer = manager.ask(lambda client: client.cancel_migration(domain))
+    asked = {"migration" if MIGRATION_ID.fullmatch(domain) else "domain": domain}
+    answer = manager.ask(lambda client: client.cancel_migration(**asked))
     if as_json:
         output.print_json(answer)
     else:

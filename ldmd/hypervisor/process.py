@@ -1,7 +1,7 @@
 """A domain's process: started so that it outlives the manager, and found again without ever taking
 another for it.
 
-Every driver starts its processes here. Three things hold:
+Every driver starts its processes here. Four things hold:
 
 - *Nothing is forgotten.* ``spawn`` starts a shell that waits for a line on a pipe. Only when the
   process's identity is on disk (``process.json``, fsynced) does the line come, and the shell
@@ -10,6 +10,7 @@ Every driver starts its processes here. Three things hold:
 - *Nothing is mistaken.* A pid is used again by others sooner or later, so an identity is the pid,
   its start time (field 22 of ``/proc/PID/stat``, proc(5)) and the boot's id. Signals go through a
   pidfd (pidfd_open(2)) that was opened before the start time was compared.
+- *A lost run directory is no end.* Without a record the process is looked for by its log.
 - *Gone is gone.* A process counts as gone when its pidfd is readable: all its threads have ended,
   also when nobody has reaped it yet. A dead child of this process is reaped on the way.
 
@@ -38,6 +39,10 @@ from ldmd.errors import HypervisorError, OutcomeUnknown
 
 RECORD_NAME: Final = "process.json"
 LOG_NAME: Final = "hypervisor.log"
+
+PROC: Final = Path("/proc")
+DELETED: Final = " (deleted)"
+"""Behind the name of a file that was removed, in proc(5)."""
 
 RECORD_BYTES_MAX: Final = 4096
 LOG_BYTES_MAX: Final = 1024 * 1024
@@ -94,13 +99,42 @@ async def spawn(
 def find(run_directory: Path) -> ProcessIdentity | None:
     """The process that was started there; None when it is certain that none lives.
 
+    Also when its run directory was removed under it, or its record: then it is known by its log.
     Raises OutcomeUnknown when there is a record that cannot be read.
     """
     identity = read_record(run_directory)
-    if identity is None or gone(identity):
+    if identity is None:
+        return find_all(run_directory.parent).get(run_directory.name)
+    if gone(identity):
         return None
     _bound_log(run_directory)
     return identity
+
+
+def find_all(parent: Path) -> dict[str, ProcessIdentity]:
+    """Name of the run directory, which may be gone, in ``parent`` -> the process that was started there, by looking at every
+    process of this host: its errors go to the log there, and nobody else's do. Takes some milliseconds.
+    """
+    found = {}
+    place = Path(os.path.realpath(parent))
+    for name in os.listdir(PROC):
+        if not name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # it has ended, or is not ours
+            log = Path(os.readlink(PROC / name / "fd/2").removesuffix(DELETED))
+            if log.name == LOG_NAME and log.parent.parent == place:
+                identity = identify(int(name))
+                if identity is not None and not gone(identity):
+                    found[log.parent.name] = identity
+    return found
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """The process that has that number now."""
+    stat = _read_stat(pid)
+    if stat is None:
+        return None
+    return ProcessIdentity(pid=pid, start_ticks=stat, boot_id=boot_id())
 
 
 def gone(identity: ProcessIdentity) -> bool:

@@ -81,14 +81,15 @@ def update(
     table: str,
     change: tuple[str, str | None],
     where: tuple[str, str],
-) -> None:
-    """Set one column of the rows where another has that value, and seal them anew."""
+) -> int:
+    """Set one column of the rows where another has that value, and seal them anew; how many there are."""
     (column, value), (key, wanted) = change, where
     sealed = ", ".join("?1" if name == column else name for name in SEALED[table])
-    c.execute(
+    done = c.execute(
         f"UPDATE {table} SET {column} = ?1, seal = seal('{table}', {sealed}) WHERE {key} = ?2",
         (value, wanted),
     )
+    return done.rowcount
 
 
 def load_definition(text: str) -> DomainDefinition:

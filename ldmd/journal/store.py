@@ -28,6 +28,7 @@ import trio
 from ldmd.definition import DomainDefinition
 from ldmd.errors import JournalError
 from ldmd.journal import rows
+from ldmd.journal.position import Mark, Position
 from ldmd.journal.records import (
     DomainEntry,
     DomainState,
@@ -44,29 +45,42 @@ log = logging.getLogger("ldmd.journal")
 
 BEGINNINGS: Final = frozenset({RecordKind.PREPARING, RecordKind.PREPARED})
 """Records that a migration may be given up for: they are refused without a reserve of room for the others."""
+_UNSETTLED: Final = (
+    "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
+)
 T = TypeVar("T")
 
 
 class Journal:
     """Open with ``await Journal.open(path)``; every method may raise JournalError."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, journal_id: str) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, journal_id: str, position: Position
+    ) -> None:
         self.path = path
         self.id = journal_id
         self._reserve = Reserve(path.with_name(path.name + "-reserve"))
         self._witness = Witness(_witness_path(path))
+        self._position = position
         self._connection = connection
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     @classmethod
-    async def open(cls, path: Path) -> Journal:
-        """Open or make the journal at ``path``.
+    async def open(cls, path: Path, position: Path | None = None) -> Journal:
+        """Open or make the journal at ``path``; ``position``: the file that says where it stood (``position.py``).
 
-        Raises JournalError when another process has it open, when it is damaged, or of a newer version: what it holds
-        is not changed then.
+        Raises JournalError when another process has it open, when it is damaged, from an earlier moment, or of a newer
+        version: what it holds is not changed then.
         """
-        connection, journal_id = await trio.to_thread.run_sync(_open, path)
-        journal = cls(path, connection, journal_id)
+        known = Position(position)
+        mark = known.read()
+        connection, journal_id = await trio.to_thread.run_sync(_open, path, mark, position)
+        try:
+            known.take(mark, journal_id, _transactions(connection), _uuids(connection))
+        except OSError as error:
+            connection.close()
+            raise _unopened(path, error) from error
+        journal = cls(path, connection, journal_id, known)
         try:
             await journal._upgrade()
         except BaseException:
@@ -86,6 +100,14 @@ class Journal:
                 found,
                 rows.SCHEMA_VERSION,
             )
+
+    @property
+    def unconfirmed(self) -> frozenset[str]:
+        """Uuids of domains of which nobody on this host can say whether the journal has the last word."""
+        return frozenset(self._position.unconfirmed)
+
+    async def confirm(self, uuid: str) -> None:
+        await self._run(lambda: self._position.confirm(uuid))
 
     async def aclose(self) -> None:
         await trio.to_thread.run_sync(self._connection.close, limiter=self._one_at_a_time)
@@ -113,6 +135,7 @@ class Journal:
                     raise
                 count = transact()
             self._witness.write(count)
+            self._position.write(count)
 
         await self._run(write)
 
@@ -157,15 +180,29 @@ class Journal:
         ]
 
     async def add_domain(self, entry: DomainEntry) -> None:
-        await self._write(lambda c: rows.insert_domain(c, entry))
+        """Idempotent: an earlier attempt that was reported as failed may be on disk."""
+
+        def work(c: sqlite3.Connection) -> None:
+            c.execute("DELETE FROM domain WHERE uuid = ?", (entry.definition.uuid,))
+            rows.insert_domain(c, entry)
+
+        await self._write(work)
 
     async def remove_domain(self, uuid: str) -> None:
         """Idempotent."""
         await self._write(lambda c: c.execute("DELETE FROM domain WHERE uuid = ?", (uuid,)))
 
     async def set_state(self, uuid: str, state: DomainState) -> None:
-        """Only an active domain may have another definition pending: its end is ``end_process``."""
-        await self._write(lambda c: rows.update(c, "domain", ("state", state), ("uuid", uuid)))
+        """Only an active domain may have another definition pending: its end is ``end_process``.
+
+        Raises JournalError also when the domain is not there: what is not recorded is not to be acted on.
+        """
+
+        def work(c: sqlite3.Connection) -> None:
+            if not rows.update(c, "domain", ("state", state), ("uuid", uuid)):
+                raise ValueError(f"it has no domain {uuid}")
+
+        await self._write(work)
 
     async def set_definition(
         self, uuid: str, definition: DomainDefinition, pending: DomainDefinition | None
@@ -177,7 +214,8 @@ class Journal:
 
         def work(c: sqlite3.Connection) -> None:
             rows.define(c, uuid, definition, None)
-            rows.update(c, "domain", ("state", DomainState.BOUND), ("uuid", uuid))
+            if not rows.update(c, "domain", ("state", DomainState.BOUND), ("uuid", uuid)):
+                raise ValueError(f"it has no domain {uuid}")
 
         await self._write(work)
 
@@ -196,6 +234,9 @@ class Journal:
         The first record of a migration also writes its entry and lets it hold the domain; with ``receiving`` the domain
         is added (target). SETTLED lets the domain go, or removes it where it is the other side's.
         Raises ReconfigurationPending where the first one would hold a domain that has another definition pending.
+
+        Idempotent: a record that is the last one already is not written again. It may be there although it was reported
+        as failed, because what comes behind the commit (the witness) can fail too.
         """
         record = JournalRecord(
             kind=kind, time_unix_ms=time.time_ns() // 1_000_000, sentence=sentence
@@ -215,11 +256,14 @@ class Journal:
                     entry.run_state,
                     rows.dump_definition(entry.definition),
                 )
+            last, last_kind = c.execute(
+                "SELECT sequence, kind FROM record WHERE migration = ? ORDER BY sequence DESC LIMIT 1",
+                (entry.id,),
+            ).fetchone() or (0, None)
+            if last_kind == kind:
+                return
             if receiving is not None:
                 rows.insert_domain(c, receiving)
-            (last,) = c.execute(
-                "SELECT COALESCE(MAX(sequence), 0) FROM record WHERE migration = ?", (entry.id,)
-            ).fetchone()
             rows.insert(c, "record", entry.id, last + 1, kind, record.time_unix_ms, sentence)
             if kind is RecordKind.PREPARING:
                 rows.require_nothing_pending(c, entry.definition)
@@ -248,22 +292,28 @@ class Journal:
         return (await self._read(lambda c: rows.histories(c, where, (name, count))))[::-1]
 
     async def load_unsettled(self) -> list[MigrationHistory]:
-        where = "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
-        return await self._read(lambda c: rows.histories(c, where, ()))
+        return await self._read(lambda c: rows.histories(c, _UNSETTLED, ()))
 
     async def load_migration(self, migration_id: str) -> MigrationHistory | None:
         found = await self._read(lambda c: rows.histories(c, "WHERE m.id = ?", (migration_id,)))
         return found[0] if found else None
 
 
-def _open(path: Path) -> tuple[sqlite3.Connection, str]:
+def _open(path: Path, mark: Mark | None, position: Path | None) -> tuple[sqlite3.Connection, str]:
     try:
         if not path.exists():
             _make(path)
         if path.stat().st_size == 0:  # SQLite would delete the log of an empty file
             raise _damaged(path, "it is empty")
         os.chmod(path, 0o600)
-        journal_id = _verify(path)
+        journal_id, count = _verify(path)
+        if mark is not None and mark.journal == journal_id and count < mark.transactions:
+            raise JournalError(
+                f"the journal {path} is from an earlier moment: it ends with transaction {count}, and"
+                f" {mark.transactions} were written since this host was booted",
+                remedy="no domain was touched; put the latest one back. If it is lost, remove"
+                f" {position}: then the peers are asked before anything is done",
+            )
         connection = _connect(path)
     except (OSError, sqlite3.OperationalError) as error:
         raise _unopened(path, error) from error
@@ -340,8 +390,8 @@ def _create(connection: sqlite3.Connection) -> None:
     rows.insert(connection, "meta", "id", secrets.token_hex(16))
 
 
-def _verify(path: Path) -> str:
-    """The journal's id. Raises JournalError, sqlite3.Error.
+def _verify(path: Path) -> tuple[str, int]:
+    """The journal's id, and how many transactions it has. Raises JournalError, sqlite3.Error.
 
     Looks without writing: closing a connection that may write folds the log into the journal, and what is damaged must
     stay as it is found.
@@ -353,7 +403,7 @@ def _verify(path: Path) -> str:
         connection.close()
 
 
-def _look_through(connection: sqlite3.Connection, path: Path) -> str:
+def _look_through(connection: sqlite3.Connection, path: Path) -> tuple[str, int]:
     faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)") if row[0] != "ok"]
     if faults:
         raise _damaged(path, faults[0])
@@ -375,7 +425,7 @@ def _look_through(connection: sqlite3.Connection, path: Path) -> str:
         if broken:
             raise _damaged(path, f"{broken} of its {table} rows are not what was written")
     _require_all_transactions(connection, path)
-    return str(meta["id"])
+    return str(meta["id"]), _transactions(connection)
 
 
 def _witness_path(path: Path) -> Path:
@@ -393,6 +443,12 @@ def _count_transaction(c: sqlite3.Connection) -> int:
 def _transactions(c: sqlite3.Connection) -> int:
     row = c.execute("SELECT value FROM meta WHERE key = 'transactions'").fetchone()
     return int(row[0]) if row else 0
+
+
+def _uuids(c: sqlite3.Connection) -> list[str]:
+    """Of the domains here, and of those that an open migration is about."""
+    query = f"SELECT uuid FROM domain UNION SELECT uuid FROM migration m {_UNSETTLED}"
+    return [uuid for (uuid,) in c.execute(query)]
 
 
 def _require_all_transactions(connection: sqlite3.Connection, path: Path) -> None:

@@ -76,9 +76,11 @@ def _explain_connect(error: OSError, label: str) -> LinkError:
         )
         return build_error(unresolved, label, system=error.strerror or str(error))
     causes = list(_causes(error))
-    known = next((cause for cause in causes if cause.errno in _CONNECT_FAILURES), None)
-    if known is not None and known.errno is not None:
-        return build_error(_CONNECT_FAILURES[known.errno], label, system=os.strerror(known.errno))
+    # of several addresses one that refuses says most
+    known = next((e for e in _CONNECT_FAILURES if any(c.errno == e for c in causes)), None)
+    if known is not None:
+        words = os.strerror(known)
+        return build_error(_CONNECT_FAILURES[known], label, system=words, errno=known)
     words = "; ".join(cause.strerror or str(cause) for cause in causes) or str(error)
     other = Explanation("connect", "{peer}: no connection", "check address, port and network")
     return build_error(other, label, system=words)
@@ -90,6 +92,41 @@ async def _connect(host: str, port: int, label: str) -> trio.SocketStream:
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA cannot encode
         found = error if isinstance(error, OSError) else socket.gaierror(0, str(error))
         raise _explain_connect(found, label) from error
+
+
+async def find_life(peer: Peer, *, timeout_seconds: float = DIAL_SECONDS) -> str:
+    """What shows that the host at the peer's address is up, in words; "" when nothing answers there in time.
+
+    Who takes a connection or refuses one has a kernel that runs. Raises LinkError, ConfigurationError when it could not even
+    be tried: that says nothing of the host.
+    """
+    host, port = _address(peer)
+    label = f"{peer.name} ({host} port {port})"
+    with trio.move_on_after(timeout_seconds):
+        try:
+            stream = await _connect(host, port, label)
+        except LinkError as error:
+            reason = error.facts["reason"]
+            if reason in ("connection-refused", "cut"):
+                return f"{label} refuses connections"
+            if reason == "unreachable" and error.facts["errno"] == errno.EHOSTUNREACH:
+                return ""
+            if reason == "timed-out":
+                return ""
+            raise
+        await stream.aclose()
+        return f"{label} takes connections"
+    return ""
+
+
+def _address(peer: Peer) -> tuple[str, int]:
+    """Raises ConfigurationError."""
+    if peer.address is None:
+        raise ConfigurationError(
+            f"peer {peer.name} has no address",
+            remedy=f"add address and port of peer {peer.name} to the configuration",
+        )
+    return peer.address
 
 
 async def _prove(stream: BulkTLSStream, peer: Peer, timeout_seconds: float) -> None:
@@ -108,12 +145,7 @@ async def dial(
     own files are unusable or the peer has no address. That the *peer* refuses *us* shows at the
     first receive or send (TLS 1.3).
     """
-    if peer.address is None:
-        raise ConfigurationError(
-            f"peer {peer.name} has no address",
-            remedy=f"add address and port of peer {peer.name} to the configuration",
-        )
-    host, port = peer.address
+    host, port = _address(peer)
     label = f"{peer.name} ({host} port {port})"
     context: ssl.SSLContext = await trio.to_thread.run_sync(load_client_context, files, peer)
     deadline = trio.current_time() + timeout_seconds

@@ -115,6 +115,7 @@ class _Accepting:
     strangers: trio.Nursery
     links: trio.Nursery
     limiter: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(LOAD_THREADS))
+    accepted: int = 0
     waiting: dict[trio.CancelScope, None] = field(factory=dict)
     """One for each handshake, the oldest first."""
 
@@ -136,11 +137,12 @@ class _Accepting:
                 await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
             exhausted = False
+            self.accepted += 1
             if len(self.waiting) >= self.handshakes_max:
                 self.give_up_oldest()
             scope = trio.CancelScope()
             self.waiting[scope] = None
-            self.strangers.start_soon(self.receive_stranger, transport, scope)
+            self.strangers.start_soon(self.receive_stranger, transport, scope, self.accepted)
 
     def give_up_oldest(self) -> None:
         oldest = next(iter(self.waiting), None)
@@ -148,7 +150,9 @@ class _Accepting:
             del self.waiting[oldest]
             oldest.cancel()
 
-    async def receive_stranger(self, transport: trio.SocketStream, scope: trio.CancelScope) -> None:
+    async def receive_stranger(
+        self, transport: trio.SocketStream, scope: trio.CancelScope, number: int
+    ) -> None:
         remote = describe_remote(transport)
         stream: BulkTLSStream | None = None
         peer: Peer | None = None
@@ -156,6 +160,7 @@ class _Accepting:
             with scope:
                 stream = await self.open_stream(transport, remote)
                 if stream is not None:
+                    stream.number = number
                     peer = await self.authenticate(stream, remote)
             if scope.cancelled_caught:
                 logger.warning(

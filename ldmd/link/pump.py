@@ -175,6 +175,11 @@ class Link:
             raise LinkError("the link was cut by a fault that was armed")
 
     @property
+    def number(self) -> int:
+        """Of a link that a peer made: higher for a later one."""
+        return self._stream.number
+
+    @property
     def ending(self) -> bool:
         """This side has said its last words: what the peer says after them is not heard."""
         return self._last_words is not None

@@ -93,6 +93,8 @@ class BulkTLSStream:
     ) -> None:
         assert not context.options & ssl.OP_IGNORE_UNEXPECTED_EOF, "a cut would look like an end"
         self.peer_label = peer_label
+        self.number = 0
+        """How many connections the listener had taken by then, this one counted: in the order in which peers made them."""
         self._transport = transport
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

@@ -156,3 +156,41 @@ async def test_full_disk_without_a_reserve(victim: str, tmp_path: Path) -> None:
         (state_of(scene[victim]) / "filler").unlink()
         await scene.assert_promise()
         assert "database or disk is full" in scene[victim].log()
+
+
+# ---- a record that is written, and reported as failed ---------------------------------------------------
+
+LAST_RECORDS = {
+    "host-a": "source.receive-settled.before",
+    "host-b": "target.receive-released.before",
+}
+
+
+@pytest.mark.parametrize("victim", HOSTS)
+async def test_a_record_is_written_once(victim: str, tmp_path: Path) -> None:
+    """The commit succeeds and the witness behind it does not, again and again: the manager must start with what is left."""
+    async with open_scene(tmp_path) as scene:
+        await scene.start_domains(1)
+        hold = f"{LAST_RECORDS[victim]}=delay:2"
+        await scene.arm(victim, hold)
+        scene.ask("ldg1")
+        await scene.wait_fired(victim, [hold])
+        state = scene[victim].folder / "state"
+        witness = state / "journal.sqlite-count"
+        witness.rename(state / "aside")
+        witness.mkdir()
+        await wait_for(partial(logged_twice, scene[victim], f"{witness}"))
+        witness.rmdir()
+        (state / "aside").rename(witness)
+        await wait_for(partial(is_free, scene[victim]))
+        await scene.kill(victim)
+        await scene.start(victim)
+        (migration,) = (await scene[victim].call("list-migrations"))["migrations"]
+        kinds = [record["kind"] for record in migration["records"]]
+        assert kinds.count("SETTLED") == 1
+        assert len(kinds) == len(set(kinds)), kinds
+        await scene.assert_promise()
+
+
+async def logged_twice(manager: Manager, words: str) -> bool:
+    return manager.log().count(words) >= 2

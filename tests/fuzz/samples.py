@@ -12,12 +12,13 @@ from attrs import evolve
 from protocol import codec, frames, limits
 from protocol import messages as m
 from protocol.errors import RemoteProtocolError
-from protocol.phases import RunState
+from protocol.phases import Holding, Role, RunState
 
 VECTORS: Final = Path(__file__).parents[2] / "protocol" / "vectors"
 
 ID: Final = "0123456789abcdef" * 2
 OTHER_ID: Final = "f" * 32
+UUID: Final = "01234567-89ab-cdef-0123-456789abcdef"
 DIGEST: Final = bytes(range(limits.DIGEST_BYTES))
 
 HELLO: Final = m.Hello(
@@ -82,6 +83,12 @@ MESSAGES: Final[dict[type[m.MigrationMessage], m.MigrationMessage]] = {
         m.Settled(migration=ID),
         m.Refused(migration=ID, code="cancelled", sentence="as asked"),
         m.Cancel(migration=ID, code="cancelled", sentence="an operator"),
+        m.Ask(migration=ID, uuid=UUID),
+        m.Standing(
+            migration=ID,
+            holding=Holding.OWNED,
+            trails=(m.Trail(migration=ID, role=Role.TARGET, kinds=("PREPARED", "ABORTED")),),
+        ),
     )
 }
 """One of each; those that stand for two events in the form that goes on."""
@@ -163,7 +170,7 @@ HOSTILE: Final[tuple[bytes, ...]] = (
 def words() -> list[bytes]:
     """The msgpack strings and the short fragments that mutations should know of."""
     texts = {cls.TYPE for cls in m.MESSAGES} | {"type"}
-    for cls in (*m.MESSAGES, m.Finding, m.Region):
+    for cls in (*m.MESSAGES, m.Finding, m.Region, m.Trail):
         texts |= codec.field_types(cls).keys()
     texts |= {str(state) for state in RunState}
     return [pack(text) for text in sorted(texts)] + [v for v in HOSTILE if 0 < len(v) <= 40]

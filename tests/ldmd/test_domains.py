@@ -532,7 +532,7 @@ async def test_an_active_domain_without_its_hypervisor_stays_active(settings: Co
         domain = domains.get("ldg1")
         assert await recorded_state(domains, domain) is domain.state is DomainState.ACTIVE
         with pytest.raises(OutcomeUnknown, match="the hypervisor of ldg1 is not enabled"):
-            await domains.stop(domain)
+            await domains.suspend(domain)
     async with open_domains(settings) as domains:
         assert await domains.get("ldg1").run_state() is RunState.RUNNING
 

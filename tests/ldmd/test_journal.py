@@ -238,14 +238,100 @@ async def test_records_stay_in_the_order_of_writing(path: Path) -> None:
     journal = await Journal.open(path)
     one, two = make_entry("f" * 32), make_entry("0" * 32, name="ldg2")
     for number in range(12):
-        await journal.append(one, K.PREPARING, f"{number}")
-        await journal.append(two, K.PREPARING, f"{-number}")
+        kind = (K.PREPARING, K.GRANTED)[number % 2]
+        await journal.append(one, kind, f"{number}")
+        await journal.append(two, kind, f"{-number}")
     histories = await journal.load_migrations()
     assert [h.entry.id for h in histories] == [one.id, two.id], "oldest first, not by id"
     assert [r.sentence for r in histories[0].records] == [str(n) for n in range(12)]
     assert await journal.load_migrations(uuid=two.definition.uuid) == [histories[1]]
     assert await journal.load_migration(one.id) == histories[0]
     assert await journal.load_migration("e" * 32) is None
+    await journal.aclose()
+
+
+async def test_a_record_that_stands_there_already_is_not_written_again(path: Path) -> None:
+    """The commit succeeds, the witness behind it does not, and it is tried again."""
+    journal = await Journal.open(path)
+    entry = make_entry(side=Side.TARGET)
+    witness = path.with_name(path.name + "-count")
+    witness.unlink(missing_ok=True)
+    witness.mkdir()
+    for kind in (K.PREPARED, K.RUNNING, K.SETTLED):
+        receiving = domain_of(entry, migration=entry.id) if kind is K.PREPARED else None
+        for _ in range(2):
+            with pytest.raises(JournalError, match="cannot be used"):
+                await journal.append(entry, kind, "", receiving=receiving)
+    other = domain_of(make_entry(name="ldg2"))
+    with pytest.raises(JournalError):
+        await journal.add_domain(other)
+    witness.rmdir()
+    await journal.append(entry, K.SETTLED, "")
+    await journal.add_domain(other)
+    (history,) = await journal.load_migrations()
+    assert history.kinds == (K.PREPARED, K.RUNNING, K.SETTLED)
+    await journal.aclose()
+
+
+async def test_an_earlier_journal_is_refused_where_the_position_is_known(
+    path: Path, tmp_path: Path
+) -> None:
+    position = tmp_path / "journal.position"
+    entry = make_entry()
+    journal = await Journal.open(path, position)
+    await journal.add_domain(domain_of(entry))
+    await journal.aclose()
+    shutil.copytree(path.parent, tmp_path / "earlier")
+    journal = await Journal.open(path, position)
+    assert journal.unconfirmed == frozenset(), "it is known that nothing came after it"
+    await journal.append(entry, K.PREPARING, "")
+    await journal.aclose()
+    shutil.rmtree(path.parent)
+    shutil.copytree(tmp_path / "earlier", path.parent)
+    with pytest.raises(JournalError, match="is from an earlier moment") as caught:
+        await Journal.open(path, position)
+    assert str(position) in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", "of another"])
+async def test_without_a_position_nothing_is_confirmed(
+    content: bytes | str | None, path: Path, tmp_path: Path
+) -> None:
+    position = tmp_path / "journal.position"
+    one, other = domain_of(make_entry()), domain_of(make_entry(name="ldg2"))
+    uuids = {one.definition.uuid, other.definition.uuid}
+    journal = await Journal.open(path, position)
+    for entry in (one, other):
+        await journal.add_domain(entry)
+    await journal.aclose()
+    position.unlink()
+    if isinstance(content, bytes):
+        position.write_bytes(content)
+    elif content is not None:
+        await (await Journal.open(tmp_path / "another" / "journal.sqlite", position)).aclose()
+    journal = await Journal.open(path, position)
+    assert journal.unconfirmed == uuids
+    await journal.confirm(one.definition.uuid)
+    await journal.aclose()
+    journal = await Journal.open(path, position)  # the manager alone was started again
+    assert journal.unconfirmed == {other.definition.uuid}
+    await journal.aclose()
+
+
+async def test_a_position_that_cannot_be_written_is_removed(path: Path, tmp_path: Path) -> None:
+    position = tmp_path / "journal.position"
+    journal = await Journal.open(path, position)
+    (tmp_path / "journal.position.new").mkdir()
+    await journal.add_domain(domain_of(make_entry()))
+    assert not position.exists()
+    (tmp_path / "journal.position.new").rmdir()
+    await journal.aclose()
+
+
+async def test_a_state_is_not_lost_silently(path: Path) -> None:
+    journal = await Journal.open(path)
+    with pytest.raises(JournalError, match="it has no domain"):
+        await journal.set_state("no such uuid", DomainState.ACTIVE)
     await journal.aclose()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ldmd.journal.records import Side
-from ldmd.situations import SITUATIONS, describe
+from ldmd.situations import SITUATIONS, describe, describe_unproven, find_ways_on
 from protocol.events import OVERRIDES
 from protocol.machine import Decision
 from protocol.source import SOURCE
+from protocol.standing import Verdict
 from protocol.target import TARGET
 
 TABLES = {Side.SOURCE: SOURCE, Side.TARGET: TARGET}
@@ -27,6 +28,19 @@ def test_every_state_has_its_situation(side: Side, state: object) -> None:
     assert says_under_way <= (table.decisions[state] is Decision.OPEN)
     if state in table.final:
         assert "ended" in found.meaning or "dry run" in found.meaning
+
+
+@pytest.mark.parametrize("verdict", [None, Verdict.OLDER, Verdict.UNSURE], ids=str)
+@pytest.mark.parametrize("side", list(Side), ids=str)
+def test_one_that_waits_to_be_confirmed_says_what_to_do(
+    side: Side, verdict: Verdict | None
+) -> None:
+    for decision in {TABLES[side].decisions[s] for s, _ in TABLES[side].recovery.values()}:
+        words = {"domain": "ldg1", "peer": "host-b", "id": "0123456789abcdef"}
+        found = describe_unproven(side, decision, verdict, **words)
+        assert "{" not in found.meaning + found.remedy
+        assert ("recover-migration" in found.remedy) == (verdict is not Verdict.OLDER)
+        assert find_ways_on(side, decision)
 
 
 def test_an_override_is_named_exactly_where_it_is_possible() -> None:

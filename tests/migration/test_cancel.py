@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from ldmd.errors import LdmdError, MigrationFailed, WrongState
+from ldmd.errors import BadRequest, LdmdError, MigrationFailed, WrongState
 from tests.managers import Fleet, make_fleet, wait_for
 from tests.migration.oracle import assert_oracle
 
@@ -160,3 +161,42 @@ async def test_a_client_that_goes_away_does_not_stop_it(tmp_path: Path) -> None:
             await wait_for(lambda: said(fleet, "host-a", "checking"))
             nursery.cancel_scope.cancel()
         await wait_for(lambda: runs_on(fleet, {"host-b": "running"}))
+
+
+async def test_the_one_that_is_meant(tmp_path: Path) -> None:
+    """A dry run of the domain hangs and began first: by its name the migration is cancelled, by its id the dry run."""
+    faults = '[faults]\nallowed = true\narmed = ["source.connect.before=hang"]\n'
+    held = hang("target.create-domain.after")
+    async with (
+        make_fleet(tmp_path, extra={"host-a": faults, "host-b": held}) as fleet,
+        trio.open_nursery() as nursery,
+    ):
+        await fleet.start_domain("host-a")
+        asked = {"domain": "ldg1", "peer": "host-b"}
+        dry: list[Any] = []
+
+        async def run_dry() -> None:
+            with contextlib.suppress(LdmdError):
+                dry.append(await fleet["host-a"].call("migrate-domain", asked | {"dry_run": True}))
+
+        nursery.start_soon(run_dry)
+        await wait_for(lambda: said(fleet, "host-a", "fault point source.connect.before"))
+        (dry_run,) = (await fleet["host-a"].call("list-migrations"))["migrations"]
+        with pytest.raises(WrongState, match="no migration of ldg1"):
+            await fleet["host-a"].call("cancel-migration", {"domain": "ldg1"})
+        outcome: list[Any] = []
+        await begin(fleet, nursery, outcome)
+        await wait_for(lambda: said(fleet, "host-b", "fault point target.create-domain.after"))
+        answer = await fleet["host-a"].call("cancel-migration", {"domain": "ldg1"})
+        assert answer["outcome"] == "cancelled"
+        assert answer["migration"] != dry_run["migration"]
+        await wait_for(lambda: anything(outcome))
+        assert not dry
+        asked = {"migration": dry_run["migration"]}
+        answer = await fleet["host-a"].call("cancel-migration", asked)
+        assert answer["migration"] == dry_run["migration"]
+        with pytest.raises(WrongState, match="is under way"):
+            await fleet["host-a"].call("cancel-migration", asked)
+        with pytest.raises(BadRequest, match="which migration"):
+            await fleet["host-a"].call("cancel-migration", {})
+        nursery.cancel_scope.cancel()

@@ -299,3 +299,38 @@ async def test_another_peer_speaks_for_it(tmp_path: Path) -> None:
                 assert await fleet.copies_at("host-b") == "suspended", saying
             await source.tell(story[handoff:])
         assert await fleet.copies_at("host-b") == "running"
+
+
+async def assert_ends_nothing(fleet: Fleet, story: Story, check: m.Check, *, late: bool) -> None:
+    """``check`` comes while a migration of the domain waits for HANDOFF: on a link made before that one's, or after."""
+    handoff = place(story, m.Handoff)
+    answer = m.Refused if late else m.Checked
+    async with contextlib.AsyncExitStack() as stack:
+        source, other = [await stack.enter_async_context(open_source(fleet)) for _ in range(2)]
+        if late:
+            source, other = other, source
+        await source.tell(story[:handoff])
+        await other.say(check)
+        await other.wait_answer(answer)
+        assert await fleet.copies_at("host-b") == "suspended"
+        await source.tell(story[handoff:])
+    assert await fleet.copies_at("host-b") == "running"
+
+
+async def test_a_late_check_does_not_end_the_migration_that_came_after_it(tmp_path: Path) -> None:
+    """It lay on a link that the source had given up, until a manager that stood still came to read it."""
+    async with make_fleet(tmp_path, start=False) as fleet:
+        story = await take_down_story(fleet)
+        await fleet["host-b"].start()
+        check = rename(story, 1)[0]
+        assert isinstance(check, m.Check)
+        await assert_ends_nothing(fleet, story, check, late=True)
+
+
+async def test_a_dry_run_ends_nothing(tmp_path: Path) -> None:
+    async with make_fleet(tmp_path, start=False) as fleet:
+        story = await take_down_story(fleet)
+        await fleet["host-b"].start()
+        check = rename(story, 1)[0]
+        assert isinstance(check, m.Check)
+        await assert_ends_nothing(fleet, story, attrs.evolve(check, dry_run=True), late=False)

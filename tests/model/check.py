@@ -32,7 +32,7 @@ def check_plant(plant: Plant, known: frozenset[str]) -> Finding:
     def is_it(what: str) -> bool:
         return what[:2] in plant.breaks.split() and what not in known
 
-    result = explore(Model.of(plant.kind, *plant.plant()), until=is_it)
+    result = explore(Model.of(plant.kind, *plant.plant(), plant.guards), until=is_it)
     violation = next((v for what, v in result.violations.items() if is_it(what)), None)
     if violation is None:
         return Finding(plant, "", result.depth, result.states)

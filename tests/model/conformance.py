@@ -25,7 +25,7 @@ from tests.model.world import ABSENT, DEAD, Kind, Model, Side, Step, World
 WORLDS_MAX = 200_000
 """More worlds at a time than any recording has needed by far: the search is given up, and says so."""
 
-NEVER = ("fenced", "without its journal", "pauses by itself")
+NEVER = ("fenced", "without its journal", "pauses by itself", "is booted", "put back")
 """Labels of what no recording here has."""
 DEATH = "process dies"
 PROGRESS = "takes PREPARE_PROGRESS"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -12,12 +12,13 @@ from protocol import messages as m
 from protocol.actions import Action, CloseLink, Operation, Record, RecordKind, Send
 from protocol.events import Event as Ev
 from protocol.machine import Deadline, Decision, Row, Table
-from protocol.phases import Mode
+from protocol.phases import Mode, Role
 from protocol.source import SOURCE
 from protocol.source import SourceState as S
+from protocol.standing import Verdict, judge
 from protocol.target import TARGET
 from protocol.target import TargetState as T
-from tests.model.world import Kind
+from tests.model.world import Guards, Kind
 
 R = RecordKind
 Op = Operation
@@ -68,6 +69,7 @@ class Plant:
     """The promises of which one must be seen to be broken: "I1 I2"."""
     plant: Callable[[], Tables]
     kind: Kind = Kind.RUNNING
+    guards: Guards | None = None
 
 
 def source(change: Callable[[Table[Any]], Table[Any]]) -> Callable[[], Tables]:
@@ -146,6 +148,19 @@ def _never_overridden(table: Table[Any]) -> Table[Any]:
         for event in (Ev.KEEP_ASKED, Ev.GIVE_UP_ASKED):
             table = drop(table, state, event)
     return table
+
+
+def _stands(role: Role, theirs: Sequence[str], ours: Sequence[str]) -> tuple[Verdict, str]:
+    return Verdict.STANDS, ""
+
+
+def _never_unsure(role: Role, theirs: Sequence[str], ours: Sequence[str]) -> tuple[Verdict, str]:
+    verdict, kind = judge(role, theirs, ours)
+    return (Verdict.STANDS if verdict is Verdict.UNSURE else verdict), kind
+
+
+def shipped() -> Tables:
+    return SOURCE, TARGET
 
 
 PLANTS: Final[tuple[Plant, ...]] = (
@@ -320,5 +335,45 @@ PLANTS: Final[tuple[Plant, ...]] = (
         "I4 I5",
         source(lambda t: attrs.evolve(t, decisions={**t.decisions, S.MOVED: Decision.SOURCE})),
         Kind.COLD,
+    ),
+    Plant(
+        "a person may give up what the target never had",
+        "I3",
+        shipped,
+        Kind.SUSPENDED,
+        Guards(may_override=lambda event, _: event is Ev.GIVE_UP_ASKED),
+    ),
+    Plant(
+        "a person may keep what runs at a target without its journal",
+        "I1 I2",
+        shipped,
+        guards=Guards(may_override=lambda event, _: event is Ev.KEEP_ASKED),
+    ),
+    Plant(
+        "a journal that was put back is acted on",
+        "I1 I2 I3",
+        shipped,
+        guards=Guards(judge=_stands),
+    ),
+    Plant(
+        "cold: a journal that was put back is acted on",
+        "I1 I2 I3",
+        shipped,
+        Kind.COLD,
+        Guards(judge=_stands),
+    ),
+    Plant(
+        "a target denies what only its latest journal can know",
+        "I1 I2",
+        shipped,
+        Kind.COLD,
+        Guards(judge=_never_unsure),
+    ),
+    Plant(
+        "a source whose journal is not proven gives up without its target",
+        "I1 I2",
+        shipped,
+        Kind.COLD,
+        Guards(withdraws=False),
     ),
 )

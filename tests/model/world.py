@@ -16,7 +16,7 @@ operation that was ended, or whose manager died, has had its effect by then or n
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from attrs import frozen
@@ -25,7 +25,9 @@ from protocol import messages as m
 from protocol.actions import GIVE_UP_POSSIBLE, Action, CloseLink, Operation, Record, Send
 from protocol.events import EVENT_OF_MESSAGE, OVERRIDES, PEER_EVENTS, Event
 from protocol.machine import Decision, Table
-from protocol.phases import Mode
+from protocol.overrides import may_override
+from protocol.phases import Holding, Mode, Role
+from protocol.standing import Verdict, judge
 
 LINKS_MAX = 3
 
@@ -35,6 +37,8 @@ RECORD_FAILED_FIRST = True
 DEAD = "(killed)"
 FENCED = "(fenced)"
 """Killed for good, with every process of it, by a person who says so."""
+UNPROVEN = "(unproven)"
+"""Its host was booted: whether its journal is the latest is asked before anything is done (``ldmd/confirming.py``)."""
 ABSENT = "(none)"
 """No migration in this manager, and nothing in its journal to go on with."""
 
@@ -92,6 +96,12 @@ class World(NamedTuple):
     """What an operator who asked could have been told: "source", "target"."""
     journal_lost: bool = False
     """The target's journal is a new one."""
+    put_back: str = ""
+    """The side whose journal was put back from an earlier moment, once."""
+    latest: tuple[str, ...] = ()
+    """The one that was there instead, until somebody acts on the older one."""
+    trusted: bool = False
+    """A person has kept what a target that lost its journal may have run."""
 
 
 @frozen(eq=False)
@@ -128,6 +138,7 @@ class Rules:
         )
 
 
+_KEEP = (Event.KEEP_ASKED,)
 _TOLD = {Decision.SOURCE: "source", Decision.TARGET: "target", Decision.LOST: "target"}
 _NAMES = {message: event.value for message, event in EVENT_OF_MESSAGE.items()} | {
     m.Checked: "CHECKED",
@@ -164,16 +175,30 @@ class Step(NamedTuple):
     """What this very step violates: "I3: ..."."""
 
 
+@frozen
+class Guards:
+    """What the shell asks before it acts outside of the tables."""
+
+    judge: Callable[[Role, Sequence[str], Sequence[str]], tuple[Verdict, str]] = judge
+    may_override: Callable[[Event, Holding], bool] = may_override
+    withdraws: bool = True
+    """Whether a source that is not proven makes its target give up before it takes its domain back."""
+
+
 @frozen(eq=False)
 class Model:
     kind: Kind
     source: Rules
     target: Rules
     record_failed_first: bool = RECORD_FAILED_FIRST
+    guards: Guards = Guards()
 
     @classmethod
-    def of(cls, kind: Kind, source: Table[Any], target: Table[Any]) -> Model:
-        return cls(kind, Rules.of(source, kind.mode), Rules.of(target, kind.mode))
+    def of(
+        cls, kind: Kind, source: Table[Any], target: Table[Any], guards: Guards | None = None
+    ) -> Model:
+        rules = Rules.of(source, kind.mode), Rules.of(target, kind.mode)
+        return cls(kind, *rules, guards=guards or Guards())
 
     @property
     def start(self) -> World:
@@ -200,9 +225,13 @@ class Model:
             side = _side(w, rules)
             if side.state == DEAD:
                 yield self._restart(w, rules)
+                yield from self._boot(w, rules)
                 yield from self._never_come_back(w, rules)
                 continue
             if side.state == FENCED:
+                continue
+            if side.state == UNPROVEN:
+                yield from self._confirm(w, rules)
                 continue
             if side.state == ABSENT:
                 if rules is self.target and w.journal_lost:
@@ -292,10 +321,10 @@ class Model:
         elif side.state in rules.deadlines:
             yield self._event(w, rules, "DEADLINE", fault=False)
         yield self._event(w, rules, "CANCEL_ASKED", fault=True)
-        if self._fenced_peer(w, rules):
-            for event in OVERRIDES:
-                if (side.state, event.value) in rules.rows:
-                    yield self._event(w, rules, event.value, fault=False)
+        for event in OVERRIDES:
+            if (side.state, event.value) in rules.rows and self._may_override(w, rules, event):
+                asked = w._replace(trusted=w.trusted or (w.journal_lost and event in _KEEP))
+                yield self._event(asked, rules, event.value, fault=False)
         source_over = w.source.state == ABSENT or (
             w.source.state in self.source.final and not w.source.actions
         )
@@ -425,7 +454,7 @@ class Model:
             return
         # of a fenced host that is all there is to hear
         yield "CONNECT_FAILED", w, w.target.state != FENCED, ()
-        if w.target.state not in (DEAD, FENCED) and len(w.links) < LINKS_MAX:
+        if w.target.state not in (DEAD, FENCED, UNPROVEN) and len(w.links) < LINKS_MAX:
             link = Link(True, False, "new", (), ())
             yield "CONNECTED", w._replace(links=(*w.links, link)), False, ()
 
@@ -528,7 +557,8 @@ class Model:
         other = self.source if rules is self.target else self.target
         if _side(w, other).state == FENCED or (rules is self.source and w.journal_lost):
             return  # not both: nobody would be left to be right
-        if rules is self.target and not w.journal_lost and w.target.journal:
+        whole = not w.journal_lost and not w.put_back
+        if rules is self.target and whole and w.target.journal:
             lost = w._replace(target=Side(ABSENT), journal_lost=True)
             yield Step("target comes back without its journal", lost, True)
         yield from self._fence(w, rules)
@@ -544,6 +574,82 @@ class Model:
     def _fenced_peer(self, w: World, rules: Rules) -> bool:
         other = self.source if rules is self.target else self.target
         return _side(w, other).state == FENCED
+
+    def _may_override(self, w: World, rules: Rules, event: Event) -> bool:
+        """The other host is fenced, or answers and has nothing to say of it (``ldmd/witnesses.py``)."""
+        if self._fenced_peer(w, rules):
+            return True
+        if rules is self.target:  # the source has settled, and will not come back
+            return w.source.state in self.source.final and w.source.journal[-1:] == ("SETTLED",)
+        lost = w.journal_lost and w.target.state == ABSENT
+        in_doubt = self.source.decisions[w.source.state] == ""
+        return lost and in_doubt and self.guards.may_override(event, _holding(w))
+
+    # ---- a journal that may not be the latest ------------------------------------------------------------
+
+    def _boot(self, w: World, rules: Rules) -> Iterator[Step]:
+        """The host was booted, and perhaps its journal put back from an earlier moment."""
+        copy = w.source_copy if rules is self.source else w.target_copy
+        if self.kind is not Kind.COLD and copy not in ("dead", "gone", "none", "ended"):
+            return  # no process outlives its host
+        journal = _side(w, rules).journal
+        if journal and journal[-1] != "SETTLED":
+            there = _with(w, rules, Side(UNPROVEN, journal=journal))
+            yield Step(f"{rules.side} host is booted", there, True)
+        if w.put_back or w.journal_lost:
+            return  # not both: nobody would be left to be right
+        for length in range(1, len(journal)):
+            older = _with(w, rules, Side(UNPROVEN, journal=journal[:length]))
+            older = older._replace(put_back=rules.side, latest=journal)
+            yield Step(f"{rules.side} is booted with its journal of {length} records", older, True)
+
+    def _confirm(self, w: World, rules: Rules) -> Iterator[Step]:
+        other = self.source if rules is self.target else self.target
+        mine, theirs = _side(w, rules), _side(w, other)
+        older = bool(w.latest) and w.put_back == rules.side
+        if older:
+            back = _with(w, rules, Side(DEAD, journal=w.latest))._replace(latest=(), put_back="")
+            yield Step(f"{rules.side}'s latest journal is put back", back, False)
+        if theirs.state == FENCED:
+            if not older:
+                yield self._go_on(w, rules, "a person says that it stands")
+            return
+        if theirs.state == DEAD:
+            return
+        records = () if w.journal_lost and other is self.target else theirs.journal
+        verdict, kind = self.guards.judge(Role(other.side), records, mine.journal)
+        if verdict is Verdict.OLDER:
+            if not older:
+                what = (
+                    f"I4: the latest journal of the {rules.side} is taken for an older one: {kind}"
+                )
+                yield Step(f"{rules.side} asks", w, False, (what,))
+        elif verdict is Verdict.UNSURE:
+            if not older:
+                yield self._go_on(w, rules, "a person says that it is the latest")
+        elif rules is self.source and mine.journal[-1] in ("PREPARING", "ABORTED"):
+            yield from self._withdraw(w, records)
+        else:
+            yield self._go_on(w, rules, "the peer has said nothing against it")
+
+    def _withdraw(self, w: World, records: tuple[str, ...]) -> Iterator[Step]:
+        """The source goes on when the target has given up, whatever that had not looked at yet."""
+        if w.journal_lost and _holding(w) is not Holding.NOTHING:
+            return
+        if not records or not self.guards.withdraws or w.target.state in self.target.final:
+            yield self._go_on(w, self.source, "the target has given it up")
+        elif not w.target.actions and (w.target.state, "CANCEL") in self.target.rows:
+            links = tuple(_close_target(x) if x.target == "attached" else x for x in w.links)
+            attached = w._replace(links=links)
+            yield self._event(attached, self.target, "CANCEL", fault=False, label="message CANCEL")
+
+    def _go_on(self, w: World, rules: Rules, why: str) -> Step:
+        journal = _side(w, rules).journal
+        state, actions = rules.recovery[journal[-1]]
+        side = Side(state, actions, journal=journal)
+        latest = () if w.put_back == rules.side else w.latest
+        gone_on = _with(w, rules, side)._replace(latest=latest)
+        return Step(f"{rules.side} goes on: {why}", gone_on, False)
 
     # ---- links -------------------------------------------------------------------------------------------
 
@@ -574,7 +680,7 @@ class Model:
 
     def _at_target(self, w: World, number: int, link: Link) -> Iterator[Step]:
         busy = bool(w.target.actions) or self._first(w.target)
-        running = w.target.state not in (ABSENT, DEAD, FENCED, *self.target.final)
+        running = w.target.state not in (ABSENT, DEAD, FENCED, UNPROVEN, *self.target.final)
         if link.over and not (busy and link.target == "attached"):
             lost = _put(w, number, _close_target(link))
             if link.target == "attached" and running:
@@ -646,7 +752,9 @@ class Model:
         """One owner, both journals terminal and agreeing, the domain there and as it was, unless a fault killed it."""
         if w.links:
             return False
-        if _fenced(w):
+        if FENCED in (w.source.state, w.target.state):
+            return self._is_good_end_for_one(w)
+        if w.trusted:
             return self._is_good_end_for_one(w)
         for rules in (self.source, self.target):
             side = _side(w, rules)
@@ -671,7 +779,7 @@ class Model:
 
     def _is_good_end_for_one(self, w: World) -> bool:
         """The other host is fenced: this one has decided, and has a copy exactly where it says that it owns the domain."""
-        rules = self.source if w.target.state == FENCED else self.target
+        rules = self.target if w.source.state == FENCED else self.source
         side = _side(w, rules)
         if side.actions or not (side.state == ABSENT or side.state in rules.final):
             return False
@@ -682,7 +790,10 @@ class Model:
             there = {"ABORTED": ("none", "gone"), "LOST": ("ended", "dead")}
             return w.target_copy in there.get(decision, ("live", "dead", "paused"))
         kept = "live" if self.kind is Kind.RUNNING else "halted"
+        there: dict[str, tuple[str, ...]]
         there = {"ABORTED": ("live", "dead", kept), "COMPLETED": ("gone",)}
+        if w.put_back == "source":  # it can be gone already; then what is kept is the definition
+            there["ABORTED"] += ("gone",)
         return w.source_copy in there[decision]
 
 
@@ -694,7 +805,14 @@ def _side(w: World, rules: Rules) -> Side:
 
 
 def _fenced(w: World) -> bool:
-    return FENCED in (w.source.state, w.target.state)
+    """A person has decided, and answers for it."""
+    return w.trusted or FENCED in (w.source.state, w.target.state)
+
+
+def _holding(w: World) -> Holding:
+    """Of a target that has lost its journal."""
+    alive = w.target_copy in ("receiving", "complete", "live", "paused")
+    return Holding.PROCESS if alive else Holding.NOTHING
 
 
 def _with(w: World, rules: Rules, side: Side) -> World:

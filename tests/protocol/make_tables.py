@@ -27,6 +27,8 @@ DIRECTIONS: dict[type[m.Message], str] = {
     m.Ping: BOTH,
     m.Pong: BOTH,
     m.Error: BOTH,
+    m.Ask: BOTH,
+    m.Standing: BOTH,
     m.Check: SOURCE,
     m.Checked: TARGET,
     m.Prepare: SOURCE,
@@ -86,7 +88,7 @@ def messages_table() -> str:
     for cls in m.MESSAGES:
         first, *rest = fields(cls)
         rows += [(f"`{cls.TYPE}`", DIRECTIONS[cls], *first[2:]), *rest]
-    for cls in (m.Finding, m.Region):
+    for cls in (m.Finding, m.Region, m.Trail):
         first, *rest = fields(cls)
         rows += [(f"*{cls.__name__}*", "", *first[2:]), *rest]
     return table(("message", "from", "field", "type and bounds"), rows)

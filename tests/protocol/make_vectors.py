@@ -71,6 +71,8 @@ CONSOLE = {
     "position": None,
     "replay_lines": 24,
 }
+UUID = "01234567-89ab-cdef-0123-456789abcdef"
+TRAIL = {"migration": ID, "role": "target", "kinds": ["PREPARED", "COMMITTED", "RUNNING"]}
 REGIONS = [{"name": "pc.ram", "size_bytes": 2**29}, {"name": "pc.rom", "size_bytes": 2**18}]
 
 VALID: list[tuple[str, str, dict[str, Any]]] = [
@@ -139,6 +141,9 @@ VALID: list[tuple[str, str, dict[str, Any]]] = [
         "CONSOLE_CLOSED",
         {"code": "stopped", "sentence": "web1 has stopped", "moved_to": None},
     ),
+    ("ask", "ASK", {"migration": ID, "uuid": UUID}),
+    ("standing", "STANDING", {"migration": ID, "holding": "owned", "trails": [TRAIL]}),
+    ("standing of nothing", "STANDING", {"migration": ID, "holding": "nothing", "trails": []}),
 ]
 
 BLOCK = bytes(range(64))
@@ -310,6 +315,22 @@ INVALID: list[tuple[str, str, bytes]] = [
         "more done than there is",
         "bad-value",
         pack("PREPARE_PROGRESS", migration=ID, done_bytes=2, total_bytes=1),
+    ),
+    ("uuid in upper case", "bad-value", pack("ASK", migration=ID, uuid=UUID.upper())),
+    (
+        "trail twice",
+        "bad-value",
+        pack("STANDING", migration=ID, holding="nothing", trails=[TRAIL, TRAIL]),
+    ),
+    (
+        "too many records",
+        "oversize",
+        pack("STANDING", migration=ID, holding="nothing", trails=[TRAIL | {"kinds": ["X"] * 17}]),
+    ),
+    (
+        "no such holding",
+        "bad-value",
+        pack("STANDING", migration=ID, holding="both", trails=[]),
     ),
     ("chunk without payload", "bad-value", chunk(b"\x00", b"\x00", b"\x00", b"\xc4\x00")),
     ("chunk with a negative offset", "bad-value", chunk(b"\x00", b"\x00", b"\xff", b"\xc4\x01x")),

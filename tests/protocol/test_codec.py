@@ -77,7 +77,9 @@ def test_every_field_is_needed_and_typed(cls: type[m.Message]) -> None:
 
 
 def test_no_rule_is_for_nothing() -> None:
-    used = {name for cls in (*m.MESSAGES, m.Finding, m.Region) for name in field_types(cls)}
+    used = {
+        name for cls in (*m.MESSAGES, m.Finding, m.Region, m.Trail) for name in field_types(cls)
+    }
     assert set(RULES) <= used
 
 

@@ -233,3 +233,21 @@ def test_phases_go_forward_only_on_the_way_to_the_target():
                 assert order.index(table.phases[row.state]) <= order.index(
                     table.phases[row.next_state]
                 ), row
+
+
+@both
+def test_a_record_that_stands_twice_counts_once(table):
+    for kind, state in table.settled.items():
+        history = [kind, kind, RecordKind.SETTLED, RecordKind.SETTLED]
+        machine, first = restore(table, Mode.WARM, history)
+        assert (machine.state, first) == (state, ())
+    for kind, (state, actions) in table.recovery.items():
+        machine, first = restore(table, Mode.WARM, [kind, kind])
+        assert (machine.state, first) == (state, actions)
+
+
+@both
+def test_records_that_nobody_writes_are_not_guessed_at(table):
+    for history in ([RecordKind.SETTLED], [next(iter(table.recovery)), RecordKind.SETTLED]):
+        with pytest.raises(LocalProtocolError, match="no way to go on"):
+            restore(table, Mode.WARM, history)

@@ -14,7 +14,7 @@ from protocol.codec import decode, encode
 from protocol.connection import Connection
 from protocol.errors import RemoteProtocolError
 from protocol.frames import CHUNK_LEAD, FrameReader, chunk_header, frame_header, parse_chunk
-from protocol.phases import RunState
+from protocol.phases import Holding, Role, RunState
 
 FOLDER = Path(__file__).parents[2] / "protocol" / "vectors"
 CLASSES = {cls.TYPE: cls for cls in m.MESSAGES}
@@ -71,6 +71,11 @@ def make(document: dict[str, Any]) -> m.Message:
         "access": m.ConsoleAccess,
         "features": tuple,
         "findings": lambda items: tuple(m.Finding(**item) for item in items),
+        "holding": Holding,
+        "trails": lambda items: tuple(
+            m.Trail(migration=i["migration"], role=Role(i["role"]), kinds=tuple(i["kinds"]))
+            for i in items
+        ),
         "regions": lambda items: tuple(m.Region(**item) for item in items),
     }
     return cls(**{k: convert[k](v) if k in convert else v for k, v in fields.items()})

@@ -250,6 +250,7 @@ class SmallHost:
         if name == "patient":
             for position in (2, 1):
                 await progress(queued_at(position))
+        await progress({"event": "begun", "migration": MIGRATION})
         await progress({"event": "phase", "phase": "check", "migration": MIGRATION})
         if name.startswith("too-"):
             findings = [LONG if name.startswith("too-long") else FINDING, SOFT_FINDING]
@@ -286,7 +287,10 @@ class SmallHost:
         }
 
     async def cancel_migration(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
-        name = Arguments.of(arguments, "domain").text("domain")
+        given = Arguments.of(arguments, "domain", "migration")
+        self.asked.append(("cancel-migration", arguments))
+        name = given.optional_text("domain") or "slow"
+        assert given.optional_text("migration") in (None, MIGRATION)
         self.describe(name)
         self.cancelled.set()
         if name == "slow":

@@ -205,6 +205,8 @@ def test_cancel_operation(ldm: Run, host: SmallHost) -> None:
         5,
         "ldm: ldg1 has no delayed reconfiguration pending\n",
     )
+    assert ldm("cancel-op", "migration", MIGRATION).exit_code == 0
+    assert host.asked[-1] == ("cancel-migration", {"migration": MIGRATION})
 
 
 # ---- as a process of its own ---------------------------------------------------------------------
@@ -242,6 +244,8 @@ def test_an_interrupt_asks_for_the_cancel_and_gets_the_answer(
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=DEADLINE_SECONDS)
     assert host.cancelled.is_set()
+    # the migration that it began, whatever else there is of that domain
+    assert ("cancel-migration", {"migration": MIGRATION}) in host.asked
     assert process.returncode == 1
     assert "cancel asked for; waiting for the answer" in stdout
     assert "slow stays on host-a\n" in stdout
