@@ -393,8 +393,10 @@ class Operations:
 
     def _find_open(self, wanted: str | None, name: str | None) -> Migration:
         """Raises BadRequest, NotFound, WrongState, Busy: what is not certainly meant is not cancelled."""
-        if (wanted is None) == (name is None):
-            raise BadRequest("say which migration, or which domain")
+        if wanted is None and name is None:
+            raise BadRequest("the argument 'domain' or 'migration' is missing")
+        if wanted is not None and name is not None:
+            raise BadRequest("'domain' and 'migration' cannot be given together")
         if wanted is not None:
             migration = self.registry.get(wanted)
             if migration is None:
