@@ -388,8 +388,10 @@ class Operations:
         """
         given = Arguments.of(arguments, "domain", "migration")
         wanted, name = given.optional_text("migration"), given.optional_text("domain")
-        if (wanted is None) == (name is None):
-            raise BadRequest("say which migration, or which domain")
+        if wanted is None and name is None:
+            raise BadRequest("the argument 'domain' or 'migration' is missing")
+        if wanted is not None and name is not None:
+            raise BadRequest("'domain' and 'migration' cannot be given together")
         ticket = self.outgoing.find(wanted or name or "")
         if ticket is not None and self.outgoing.withdraw(ticket):
             log.info("%s: cancel-operation migration %s, queued", caller.user, ticket.name)

@@ -364,7 +364,7 @@ PLANTS: Final[tuple[Plant, ...]] = (
     ),
     Plant(
         "a target denies what only its latest journal can know",
-        "I1 I2",
+        "I1 I2 I3",
         shipped,
         Kind.COLD,
         Guards(judge=_never_unsure),

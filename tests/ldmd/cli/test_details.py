@@ -22,7 +22,7 @@ DISKS = (
         ({"d0": "root@vds0", "d1": "media@vds0"}, ["root@vds0", "media@vds0 (read only)"]),
         (
             {"d0": "root@vds1; standby root@vds0", "d1": "media@vds0"},
-            ["root@vds0, served by root@vds1; standby root@vds0", "media@vds0 (read only)"],
+            ["root@vds0, cache none, mpgroup g, served by root@vds1; standby root@vds0", "media@vds0 (read only)"],
         ),
     ],
 )
@@ -44,6 +44,6 @@ def test_the_volume_that_serves_is_shown_where_it_is_another(
         "operation": None,
         "vdisks": served,
     }
-    print_details([domain], {"ldg1": to_document(definition)})
+    print_details([domain], {"ldg1": {"definition": to_document(definition), "pending": None}})
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert [line.partition(" d")[2][2:].strip() for line in shown if "vdisk" in line] == lines
