@@ -1,4 +1,5 @@
-"""The README's lines for two real hosts, done as they stand on two: each has a network, an /etc and a disk of its own.
+"""The README's lines for two real hosts, done as they stand on two: each has a network, processes, an /etc and a disk of
+its own.
 
 What stands in for something: a link to the tests' virtual environment for the one that ``pip`` would make, entering the
 other host's namespaces for ``ssh`` and ``scp``, and starting the unit's ExecStart for ``systemctl``.
@@ -24,6 +25,9 @@ ADDRESSES = {"host-a": "10.99.0.1", "host-b": "10.99.0.2"}
 
 OWN_FOLDERS = """set -e
 mount -t tmpfs tmpfs {folder}
+mkdir {folder}/proc
+mount --bind /proc {folder}/proc
+mount -t proc proc /proc
 for name in etc root var; do
   mkdir {folder}/$name {folder}/$name.work
   mount -t overlay -o lowerdir=/$name,upperdir={folder}/$name,workdir={folder}/$name.work overlay /$name
@@ -40,9 +44,9 @@ exec cat
 """
 
 STAND_INS = {
-    "ssh": 'shift; exec nsenter -t {other} -m -n -- "$@"',
+    "ssh": 'shift; exec nsenter {other} -- "$@"',
     "scp": 'from=${{@:1:$#-1}}; to=${{!#}}; tar -cC "$(dirname ${{from%% *}})" -f - '
-    '$(basename -a $from) | nsenter -t {other} -m -n -- tar -xC "${{to#*:}}" -f -',
+    '$(basename -a $from) | nsenter {other} -- tar -xC "${{to#*:}}" -f -',
     "systemctl": "mkdir -p -m 750 /run/ldmd; mkdir -p -m 700 /var/lib/ldmd\n"
     "setsid $(sed -n s/^ExecStart=//p /etc/systemd/system/ldmd.service) >/run/log 2>&1 </dev/null &\n"
     "for i in $(seq 300); do ldm status >/dev/null 2>&1 && exit; sleep 0.1; done; cat /run/log; exit 1",
@@ -55,15 +59,17 @@ class Host:
     pid: int
     folder: Path
 
+    def files(self, proc: Path = Path("/proc")) -> list[str]:
+        """nsenter's options for its files and network. ``proc``: where the processes of the tests' own host are seen."""
+        return [f"--mount={proc}/{self.pid}/ns/mnt", f"--net={proc}/{self.pid}/ns/net"]
+
     def do(self, commands: str) -> str:
         """In the repository's folder; fails with the first command that does."""
         done = subprocess.run(
             [
                 "nsenter",
-                "-t",
-                str(self.pid),
-                "-m",
-                "-n",
+                *self.files(),
+                f"--pid=/proc/{self.pid}/ns/pid",
                 "--",
                 "bash",
                 "-exc",
@@ -93,7 +99,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             (own / "bin").mkdir()
             script = OWN_FOLDERS.format(folder=own / "files", prefix=sys.prefix, hosts=lines)
             process = subprocess.Popen(
-                ["unshare", "--mount", "--net", "sh", "-c", script],
+                ["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-c", script],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -101,12 +107,14 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             processes.append(process)
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            hosts.append(Host(name, process.pid, own))
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            hosts.append(Host(name, int(children.read_text()), own))
         connect(*hosts)
         for host, other in (hosts, hosts[::-1]):
             for program, text in STAND_INS.items():
                 path = host.folder / "bin" / program
-                path.write_text("#!/bin/bash\n" + text.format(other=other.pid) + "\n")
+                entering = " ".join(other.files(host.folder / "files" / "proc"))
+                path.write_text("#!/bin/bash\n" + text.format(other=entering) + "\n")
                 path.chmod(0o755)
         yield hosts[0], hosts[1]
     finally:

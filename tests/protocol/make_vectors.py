@@ -215,7 +215,11 @@ INVALID: list[tuple[str, str, bytes]] = [
     ("console output too long", "oversize", pack("CONSOLE_INPUT", data=bytes(16_385))),
     ("too many lines", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "replay_lines": 1001})),
     ("input of nothing", "bad-value", pack("CONSOLE_INPUT", data=b"")),
-    ("uuid in upper case", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "uuid": "A" * 36})),
+    (
+        "uuid of a console in upper case",
+        "bad-value",
+        pack("CONSOLE_OPEN", **{**CONSOLE, "uuid": "A" * 36}),
+    ),
     ("no such access", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "access": "admin"})),
     ("user with an escape", "bad-value", pack("CONSOLE_OPEN", **{**CONSOLE, "user": "a\x1bb"})),
     ("binary that says it is 4 GiB", "oversize", frame(b"\x81\xa1x\xc6\xff\xff\xff\xff")),

@@ -18,11 +18,20 @@ DISKS = (
 @pytest.mark.parametrize(
     ("served", "lines"),
     [
-        ({"d0": None, "d1": None}, ["root@vds0", "media@vds0 (read only)"]),
-        ({"d0": "root@vds0", "d1": "media@vds0"}, ["root@vds0", "media@vds0 (read only)"]),
+        (
+            {"d0": None, "d1": None},
+            ["root@vds0, cache none, mpgroup g", "media@vds0, cache none, read-only"],
+        ),
+        (
+            {"d0": "root@vds0", "d1": "media@vds0"},
+            ["root@vds0, cache none, mpgroup g", "media@vds0, cache none, read-only"],
+        ),
         (
             {"d0": "root@vds1; standby root@vds0", "d1": "media@vds0"},
-            ["root@vds0, cache none, mpgroup g, served by root@vds1; standby root@vds0", "media@vds0 (read only)"],
+            [
+                "root@vds0, cache none, mpgroup g, served by root@vds1; standby root@vds0",
+                "media@vds0, cache none, read-only",
+            ],
         ),
     ],
 )
