@@ -52,10 +52,12 @@ class HostSettings:
 
 @frozen(kw_only=True)
 class ListenSettings:
-    """``port`` 0 lets the kernel choose one; the daemon says which."""
+    """``port`` 0 lets the kernel choose one; the daemon says which. ``links_per_peer_max``: what one
+    peer may hold open; each is a descriptor, and every migration that it sends here needs one."""
 
     address: Annotated[str, rules.ip_address] = "0.0.0.0"
     port: Annotated[int, rules.whole(0, 65_535)] = rules.PORT_DEFAULT
+    links_per_peer_max: Annotated[int, rules.whole(1, 100_000)] = 256
 
 
 @frozen(kw_only=True)
@@ -136,8 +138,10 @@ class MigrationSettings:
     ``transfer_stall_seconds``: how long transfer may make no progress. ``hold_seconds``: how long a
     prepared target keeps the receiving domain without a link. ``operation_seconds``: how long
     connecting, or one request to the hypervisor to resume or end a domain, may take before its
-    outcome counts as unknown. ``settle_retry_seconds_…``: the first
-    and the longest pause between two attempts to reach the target of a migration that is in doubt.
+    outcome counts as unknown. ``probe_seconds``: how long a target that has taken a domain over asks a
+    copy that may run and does not answer, before it ends it. ``settle_retry_seconds_…``: the first
+    and the longest pause between two attempts at what must be done, such as reaching the target of a
+    migration that is in doubt.
     """
 
     connect_seconds: _Seconds = 10.0
@@ -147,6 +151,7 @@ class MigrationSettings:
     handoff_seconds: _Seconds = 10.0
     hold_seconds: _Seconds = 60.0
     operation_seconds: _Seconds = 60.0
+    probe_seconds: _Seconds = 120.0
     settle_retry_seconds_min: _Seconds = 0.2
     settle_retry_seconds_max: _Seconds = 60.0
     outgoing_max: Annotated[int, rules.whole(1, 1_000)] = 4
@@ -261,6 +266,8 @@ def _contradictions(file: _File) -> Iterator[str]:
             yield f"peers.{name}.address: needed to send domains there; or say may-receive = false"
     if file.migration.settle_retry_seconds_min > file.migration.settle_retry_seconds_max:
         yield "migration.settle-retry-seconds-min: is more than settle-retry-seconds-max"
+    if file.listen.links_per_peer_max < file.resources.incoming_max:
+        yield "listen.links-per-peer-max: is less than resources.incoming-max"
     for key in ("armed", "trace"):
         if getattr(file.faults, key) and not file.faults.allowed:
             yield f"faults.{key}: needs allowed = true, which is for tests alone"

@@ -127,6 +127,15 @@ class Arguments:
             )
         return value
 
+    def whole(self, name: str, low: int, high: int, *, default: int) -> int:
+        if self.values.get(name) is None:
+            return default
+        what = f"a whole number from {low} to {high}"
+        value = self._take(name, int, what)
+        if isinstance(value, bool) or not low <= value <= high:
+            raise BadRequest(f"the argument {name!r} is {value!r:.80} and must be {what}")
+        return value
+
     def document(self, name: str) -> Mapping[str, object]:
         return self._take(name, dict, "an object")
 

@@ -8,7 +8,7 @@ A peer reaches only migrations that it began itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
@@ -46,15 +46,26 @@ class Reception:
     host: Host
     registry: Registry
     keepers: Keepers
+    _visitors: dict[str, dict[Link, Visitor]] = field(factory=dict, init=False)
+    """By peer, the oldest link first."""
 
     async def serve(self, stream: BulkTLSStream, peer: Peer) -> None:
         """One link, from its first byte to its last. Never raises for what the peer did."""
         visitor = Visitor(self)
         link = Link(stream, peer, self.host.hello(), visitor)
+        visitors = self._visitors.setdefault(peer.name, {})
+        if len(visitors) < self.host.config.listen.links_per_peer_max:
+            visitors[link] = visitor
+            _give_up_silent(visitors)
+        else:
+            words = f"{peer.name} has {len(visitors)} links with {self.host.config.host.name}"
+            link.fail(RemoteProtocolError("busy", f"{words} already: no more are taken"))
         try:
             await link.run()
         except LinkError as error:
             log.warning("%s", error.sentence)
+        finally:
+            visitors.pop(link, None)
 
     async def find(self, link: Link, message: m.MigrationMessage) -> Migration | None:
         """The migration that a link's first message is for; None when it was answered and is none."""
@@ -165,8 +176,10 @@ class Visitor:
     reception: Reception
     migration: Migration | None = field(default=None, init=False)
     keeper: Keeper | None = field(default=None, init=False)
+    spoken: bool = field(default=False, init=False)
 
     async def take_console(self, link: Link, message: m.ConsoleMessage) -> None:
+        self.spoken = True
         if self.migration is not None:
             raise RemoteProtocolError("unexpected-message", "this link carries a migration")
         if self.keeper is None:
@@ -175,6 +188,7 @@ class Visitor:
             self.keeper.hear(message)
 
     async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
+        self.spoken = True
         if self.keeper is not None:
             raise RemoteProtocolError("unexpected-message", "this link carries a console")
         if self.migration is None:
@@ -198,6 +212,14 @@ class Visitor:
             self.migration.link_lost(link, sentence)
         if self.keeper is not None:
             self.keeper.lost()
+
+
+def _give_up_silent(visitors: Mapping[Link, Visitor]) -> None:
+    """An honest peer says at once what a link is for: what is oldest among those that have not is what dawdles."""
+    silent = [link for link, visitor in visitors.items() if not visitor.spoken and not link.ending]
+    for link in silent[: -limits.LINKS_SILENT_MAX]:
+        words = "given up for newer links before it said what it is for"
+        link.fail(RemoteProtocolError("busy", words))
 
 
 def _refusal(link: Link, check: m.Check) -> Callable[[str, str], None]:
