@@ -609,8 +609,11 @@ class Model:
         """The other host is fenced, or answers and has nothing to say of it (``ldmd/witnesses.py``)."""
         if self._fenced_peer(w, rules):
             return True
-        if rules is self.target:  # the source has settled, and will not come back
-            return w.source.state in self.source.final and w.source.journal[-1:] == ("SETTLED",)
+        if (
+            rules is self.target
+        ):  # an older journal here, and a source that has settled: it does not come back
+            settled = w.source.journal[-1:] == ("SETTLED",)
+            return bool(w.put_back) and w.source.state in self.source.final and settled
         lost = w.journal_lost and w.target.state == ABSENT
         in_doubt = self.source.decisions[w.source.state] == ""
         return lost and in_doubt and self.guards.may_override(event, _holding(w))
