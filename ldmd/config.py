@@ -119,8 +119,10 @@ class MigrationSettings:
     ``transfer_stall_seconds``: how long transfer may make no progress. ``hold_seconds``: how long a
     prepared target keeps the receiving domain without a link. ``operation_seconds``: how long
     connecting, or one request to the hypervisor to resume or end a domain, may take before its
-    outcome counts as unknown. ``settle_retry_seconds_…``: the first
-    and the longest pause between two attempts to reach the target of a migration that is in doubt.
+    outcome counts as unknown. ``probe_seconds``: how long a target that has taken a domain over asks a
+    copy that may run and does not answer, before it ends it. ``settle_retry_seconds_…``: the first
+    and the longest pause between two attempts at what must be done, such as reaching the target of a
+    migration that is in doubt.
     """
 
     connect_seconds: _Seconds = 10.0
@@ -130,6 +132,7 @@ class MigrationSettings:
     handoff_seconds: _Seconds = 10.0
     hold_seconds: _Seconds = 60.0
     operation_seconds: _Seconds = 60.0
+    probe_seconds: _Seconds = 120.0
     settle_retry_seconds_min: _Seconds = 0.2
     settle_retry_seconds_max: _Seconds = 60.0
 

@@ -126,6 +126,8 @@ class Migration:
         self.bytes_sent = 0
         self.flip_bit: int | None = None
         """A fault that was armed: this bit of the next state chunk that has it is sent as its opposite."""
+        self.silent_since: float | None = None
+        """When the target's copy did not answer a probe, and has not answered since."""
         self.suspended_at: float | None = None
         self.downtime_ms: float | None = None
         self.records: list[JournalRecord] = []
@@ -194,6 +196,11 @@ class Migration:
     def send(self, message: m.MigrationMessage) -> None:
         if self.link is not None:
             self.link.post(message)
+
+    def count_overdue_as(self, event: Event) -> None:
+        """From an operation, of itself: what it is taken for if it does not end in time from here on."""
+        assert self._operation is not None
+        self._operation.overdue = event
 
     async def at_boundary(self) -> None:
         """Between two state chunks: the only place where an operation that writes to the link ends early."""

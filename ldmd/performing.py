@@ -8,9 +8,10 @@ import trio
 
 from ldmd.fault_points import FAILS, UNKNOWNS, Kind, point_of
 from ldmd.phases import OPERATIONS
+from ldmd.phases.handoff import judge_silence
 from ldmd.running import Running
 from protocol import messages as m
-from protocol.actions import OVERDUE, Operation
+from protocol.actions import Operation
 from protocol.events import Event
 
 if TYPE_CHECKING:
@@ -30,19 +31,22 @@ SIMULATED_FINDING: Final = m.Finding(
 async def operate(migration: Migration, running: Running) -> None:
     """Carry it out and post how it ended, once; not when it is stopped."""
     operation = running.operation
-    overdue = OVERDUE.get(operation)
     seconds = float("inf")
-    if overdue is not None:
+    if running.overdue is not None:
         seconds = migration.host.config.migration.operation_seconds
     try:
         with running.scope:
-            event = overdue
+            event = None
             with trio.move_on_after(seconds) as limit:
                 event = await _perform(migration, operation)
-            assert event is not None, "without a limit of its own it ends with an event"
             if limit.cancelled_caught:
+                event = running.overdue
+                assert event is not None, "without a limit of its own it ends with an event"
                 migration.drop_new_link()
                 migration.explain(event, "too-slow", f"{operation} did not end in {seconds:g} s")
+            assert event is not None
+            if operation is Operation.PROBE_DOMAIN:
+                event = judge_silence(migration, event)
             migration.trace(f"{operation} ends {event}")
             migration.post(event, running)
     finally:

@@ -6,7 +6,8 @@ from typing import Final
 
 import trio
 
-from protocol.actions import Operation
+from protocol.actions import OVERDUE, Operation
+from protocol.events import Event
 
 STOP_SECONDS: Final = 0.5
 """How long an operation that writes to the link may take to come to the end of a state chunk."""
@@ -17,6 +18,8 @@ class Running:
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
+        self.overdue: Event | None = OVERDUE.get(operation)
+        """What it is taken for when it does not end in time; None: nothing ends it but its state's deadline."""
         self.scope = trio.CancelScope()
         self.stopping = trio.Event()
         self.over = trio.Event()

@@ -90,6 +90,11 @@ _TARGET: Final[Mapping[Situation, tuple[T, ...]]] = {
         T.PROBING,
     ),
     Situation(
+        "{domain} is being taken over, may run here, and its process does not answer; it is asked again for"
+        " probe-seconds, then ended, and counts as having run",
+        "look at what holds its process up; `ldm list-domain -l {domain}` names it",
+    ): (T.PROBE_WAITING,),
+    Situation(
         "{domain} is this host's; {peer} has not confirmed yet that its copy is gone, so {domain} can be stopped,"
         " and not started afresh or moved on",
         "bring {peer} or the network to it back; only if {peer} is off and stays off:"

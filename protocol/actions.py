@@ -83,10 +83,22 @@ OUTCOMES: Final[Mapping[Operation, frozenset[Event]]] = {
     Operation.SEND_STATE: frozenset({Event.STATE_SENT, Event.STATE_FAILED}),
     Operation.INSTALL_STATE: frozenset({Event.STATE_INSTALLED, Event.INSTALL_FAILED}),
     Operation.PROBE_DOMAIN: frozenset(
-        {Event.DOMAIN_RUNNING, Event.DOMAIN_SUSPENDED, Event.DOMAIN_GONE, Event.DOMAIN_UNKNOWN}
+        {
+            Event.DOMAIN_RUNNING,
+            Event.DOMAIN_SUSPENDED,
+            Event.DOMAIN_GONE,
+            Event.DOMAIN_UNKNOWN,
+            Event.DOMAIN_SILENT,
+        }
     ),
     Operation.RESUME_DOMAIN: frozenset(
-        {Event.RESUMED, Event.RESUME_FAILED, Event.RESUME_UNKNOWN, Event.DOMAIN_GONE}
+        {
+            Event.RESUMED,
+            Event.RESUME_FAILED,
+            Event.RESUME_NOT_ASKED,
+            Event.RESUME_UNKNOWN,
+            Event.DOMAIN_GONE,
+        }
     ),
     Operation.DESTROY_DOMAIN: frozenset({Event.DESTROYED, Event.DESTROY_FAILED}),
     Operation.END_DOMAIN: frozenset({Event.DESTROYED, Event.DESTROY_FAILED}),

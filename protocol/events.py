@@ -54,6 +54,8 @@ class Event(enum.StrEnum):
     RESUMED = "RESUMED"
     RESUME_FAILED = "RESUME_FAILED"
     """No instruction ran."""
+    RESUME_NOT_ASKED = "RESUME_NOT_ASKED"
+    """It did not say how it is, and was not told to run: no instruction ran by this resume."""
     RESUME_UNKNOWN = "RESUME_UNKNOWN"
     DESTROYED = "DESTROYED"
     DESTROY_FAILED = "DESTROY_FAILED"
@@ -61,6 +63,8 @@ class Event(enum.StrEnum):
     DOMAIN_SUSPENDED = "DOMAIN_SUSPENDED"
     DOMAIN_GONE = "DOMAIN_GONE"
     DOMAIN_UNKNOWN = "DOMAIN_UNKNOWN"
+    DOMAIN_SILENT = "DOMAIN_SILENT"
+    """Unknown, and nothing could be learned of it for as long as is waited for that."""
     RECORD_FAILED = "RECORD_FAILED"
     """A record that may still be done without could not be written; what stood behind it was not done."""
 

@@ -8,6 +8,10 @@ refusal, and the source need not wait for it.)
 A resume that definitely failed is undone by recording ABORTED *first* and destroying then: a crash between the two is
 recovered from ABORTED by destroying again. (The other order would be recovered from COMMITTED with the process gone,
 which has to count as LOST: a domain thrown away that never ran here.)
+
+LOST is the last resort. A copy that was not told to run is undone, not lost. One that may run and does not answer is asked
+again, with back-off, for as long as the configuration says (``probe-seconds``): nothing runs twice meanwhile, since the
+source's copy stays suspended, and a process that was only held up goes on. Then it counts as having run.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ class TargetState(enum.StrEnum):
     COMMITTING_AGAIN = "committing again"
     """Resuming what may have run already: a failure cannot be undone any more."""
     PROBING = "probing"
+    PROBE_WAITING = "waiting to probe again"
+    """It may run, and does not say so."""
     RUNNING = "running"
     LOSING = "losing"
     LOSE_WAITING = "waiting to end the lost copy"
@@ -131,6 +137,7 @@ _ROWS: Final[tuple[TargetRow, ...]] = (
         for event in (
             Ev.DOMAIN_GONE,
             Ev.DOMAIN_UNKNOWN,
+            Ev.DOMAIN_SILENT,
             Ev.DOMAIN_RUNNING,
             Ev.CANCEL_ASKED,
             Ev.SUPERSEDED,
@@ -140,17 +147,22 @@ _ROWS: Final[tuple[TargetRow, ...]] = (
     Row(St.COMMITTING, Ev.RECORD_FAILED, St.DENYING, _UNDO),  # it was not resumed
     Row(St.COMMITTING, Ev.RESUMED, St.RUNNING, _ANSWER_RUNNING),
     Row(St.COMMITTING, Ev.RESUME_FAILED, St.DENYING, _UNDO),
+    Row(St.COMMITTING, Ev.RESUME_NOT_ASKED, St.DENYING, _UNDO),
     Row(St.COMMITTING, Ev.RESUME_UNKNOWN, St.PROBING, (Op.PROBE_DOMAIN,)),
     Row(St.COMMITTING, Ev.DOMAIN_GONE, St.LOSING, _LOSE),
     *_ignore(St.COMMITTING, *_TOO_LATE, Ev.HANDOFF, Ev.SUPERSEDED),
     Row(St.PROBING, Ev.DOMAIN_RUNNING, St.RUNNING, _ANSWER_RUNNING),
     Row(St.PROBING, Ev.DOMAIN_SUSPENDED, St.COMMITTING_AGAIN, (Op.RESUME_DOMAIN,)),
     Row(St.PROBING, Ev.DOMAIN_GONE, St.LOSING, _LOSE),
-    Row(St.PROBING, Ev.DOMAIN_UNKNOWN, St.LOSING, _LOSE),
+    Row(St.PROBING, Ev.DOMAIN_UNKNOWN, St.PROBE_WAITING),
+    Row(St.PROBING, Ev.DOMAIN_SILENT, St.LOSING, _LOSE),
     *_ignore(St.PROBING, *_TOO_LATE, Ev.HANDOFF, Ev.RELEASED, Ev.SUPERSEDED),
+    Row(St.PROBE_WAITING, Ev.DEADLINE, St.PROBING, (Op.PROBE_DOMAIN,)),
+    *_ignore(St.PROBE_WAITING, *_TOO_LATE, Ev.HANDOFF, Ev.RELEASED, Ev.SUPERSEDED),
     # an earlier resume may have succeeded and something may have suspended it since: never back to the source
     Row(St.COMMITTING_AGAIN, Ev.RESUMED, St.RUNNING, _ANSWER_RUNNING),
     Row(St.COMMITTING_AGAIN, Ev.RESUME_FAILED, St.LOSING, _LOSE),
+    Row(St.COMMITTING_AGAIN, Ev.RESUME_NOT_ASKED, St.PROBE_WAITING),
     Row(St.COMMITTING_AGAIN, Ev.RESUME_UNKNOWN, St.PROBING, (Op.PROBE_DOMAIN,)),
     Row(St.COMMITTING_AGAIN, Ev.DOMAIN_GONE, St.LOSING, _LOSE),
     *_ignore(St.COMMITTING_AGAIN, *_TOO_LATE, Ev.HANDOFF, Ev.RELEASED, Ev.SUPERSEDED),
@@ -210,7 +222,7 @@ _DECISIONS: Final = {
         St.DISMISSED,
     ),
     # until RUNNING it is not decided for whoever asks: a first resume may fail, and be undone
-    Decision.IN_DOUBT: (St.COMMITTING, St.COMMITTING_AGAIN, St.PROBING),
+    Decision.IN_DOUBT: (St.COMMITTING, St.COMMITTING_AGAIN, St.PROBING, St.PROBE_WAITING),
     Decision.TARGET: (St.RUNNING, St.MOVED),
     Decision.LOST: (St.LOSING, St.LOSE_WAITING, St.LOST, St.LOST_SETTLED),
 }
@@ -227,6 +239,7 @@ TARGET: Final[Table[TargetState]] = Table(
         St.RECEIVING: Deadline.STALL,
         St.INSTALLING: Deadline.PREPARE,
         St.READY: Deadline.HOLD,
+        St.PROBE_WAITING: Deadline.RETRY,
         St.LOSE_WAITING: Deadline.RETRY,
         St.DENY_WAITING: Deadline.RETRY,
         St.ABORT_WAITING: Deadline.RETRY,

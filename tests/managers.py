@@ -33,6 +33,7 @@ prepare-seconds = 30
 transfer-stall-seconds = 5
 handoff-seconds = 3
 hold-seconds = 3
+probe-seconds = 2
 settle-retry-seconds-min = 0.05
 settle-retry-seconds-max = 0.5
 """

@@ -84,8 +84,8 @@ DENY: Final = Way(faults=("target.resume-domain.before=fail",))
 """The target was asked to decide, and its copy definitely did not run."""
 LOSE: Final = Way(
     faults=(
-        "target.probe-domain.before=delay:0",  # the look before the commit passes; the next one does not
-        "target.probe-domain.before=unknown",
+        "target.probe-domain.before=delay:0",  # the look before the commit passes; the next ones do not
+        *4 * ("target.probe-domain.before=unknown",),  # as often as it is asked in probe-seconds
         "target.resume-domain.after=unknown",
     )
 )

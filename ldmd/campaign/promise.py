@@ -236,7 +236,8 @@ def find_reason_to_end(
     """Why the domain may have ended in a run; None when nothing that went wrong justifies it.
 
     ``fired``: faults of both managers. The target says LOST where a resume may have happened and cannot be found out: the
-    look at the copy was made to fail; or the copy is to be resumed a second time, and that definitely fails.
+    looks at the copy were made to fail, one after the other; or the copy is to be resumed a second time, and that definitely
+    fails.
     """
     if killed:
         return "its process was killed"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import trio
+
 from ldmd.errors import HypervisorError, JournalError, OutcomeUnknown
 from ldmd.hypervisor.driver import RunStatus
 from ldmd.journal.records import Side
@@ -39,8 +41,29 @@ async def probe_domain(migration: Migration) -> Event:
         return migration.explain(Event.DOMAIN_UNKNOWN, error.code, error.sentence, error.remedy)
 
 
+def judge_silence(migration: Migration, event: Event) -> Event:
+    """How a probe ended -> the same, but one that learned nothing, as long after the first such one as the configuration
+    waits for an answer, ends the questions.
+    """
+    if event is not Event.DOMAIN_UNKNOWN:
+        migration.silent_since = None
+        return event
+    now = trio.current_time()
+    if migration.silent_since is None:
+        migration.silent_since = now
+        return event
+    seconds = migration.host.config.migration.probe_seconds
+    if now - migration.silent_since < seconds:
+        return event
+    sentence = f"the process of {migration.name} has not answered for {seconds:g} s"
+    return migration.explain(Event.DOMAIN_SILENT, "silent", sentence)
+
+
 async def resume_domain(migration: Migration) -> Event:
-    """Bring this side's copy to the run state the domain had. Idempotent."""
+    """Bring this side's copy to the run state the domain had. Idempotent.
+
+    One that did not say how it is was not told to run either, also when the time for this operation is over by then.
+    """
     domain = migration.domain
     # the target's copy: this resume ran no instruction of it, so a first one can still be undone
     gone = Event.DOMAIN_GONE if migration.side is Side.SOURCE else Event.RESUME_FAILED
@@ -48,18 +71,22 @@ async def resume_domain(migration: Migration) -> Event:
         return Event.RESUMED
     if domain is None:
         return gone
+    unknown = Event.RESUME_NOT_ASKED
+    migration.count_overdue_as(unknown)
     try:
         process = await migration.host.domains.readopt(domain)
         if process is None or await process.status() is RunStatus.GONE:
             return migration.explain(
                 gone, "domain-ended", f"the process of {migration.name} has ended"
             )
+        unknown = Event.RESUME_UNKNOWN
+        migration.count_overdue_as(unknown)
         if migration.run_state is RunState.RUNNING:
             await process.resume()
     except HypervisorError as error:
         return migration.explain(Event.RESUME_FAILED, error.code, error.sentence, error.remedy)
     except OutcomeUnknown as error:
-        return migration.explain(Event.RESUME_UNKNOWN, error.code, error.sentence, error.remedy)
+        return migration.explain(unknown, error.code, error.sentence, error.remedy)
     return Event.RESUMED
 
 

@@ -47,6 +47,8 @@ def report(kind: Kind, result: Result) -> str:
         f" {result.ends} good ends, {'closed' if result.closed else 'NOT CLOSED'},"
         f" {len(result.violations)} violations"
     ]
+    for what, cost in sorted(result.accepted.items()):
+        lines.append(f"  accepted: {what} ({len(cost.trace) - 1} steps)")
     for violation in result.violations.values():
         lines += ["", render(violation)]
     return "\n".join(lines)

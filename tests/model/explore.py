@@ -30,6 +30,8 @@ class Result:
     """Whether all of it was seen; not so when it was stopped before."""
     violations: dict[str, Violation] = field(factory=dict)
     """By what is broken; each with a shortest trace."""
+    accepted: dict[str, Violation] = field(factory=dict)
+    """What some step costs, and may; each with a shortest trace."""
 
 
 @define
@@ -99,10 +101,11 @@ _FATAL = ("I1", "I2", "I3")
 
 
 def _note(result: Result, graph: _Graph, at: int, step: Step) -> None:
-    for what in step.broken:
-        if what not in result.violations:
-            trace = (*graph.trace(at), (step.label, step.world))
-            result.violations[what] = Violation(what, trace)
+    for found, words in ((result.violations, step.broken), (result.accepted, step.accepted)):
+        for what in words:
+            if what not in found:
+                trace = (*graph.trace(at), (step.label, step.world))
+                found[what] = Violation(what, trace)
 
 
 def _look_for_ends(model: Model, result: Result, graph: _Graph) -> None:

@@ -26,6 +26,7 @@ Tables = tuple[Table[Any], Table[Any]]
 
 SOURCE_GIVES_UP: Final = (Record(R.ABORTED), Op.RESUME_DOMAIN)
 TARGET_GIVES_UP: Final = (Record(R.ABORTED), Op.DESTROY_DOMAIN)
+TARGET_LOSES: Final = (Record(R.LOST), Op.END_DOMAIN)
 
 
 def put(table: Table[Any], *rows: Row[Any]) -> Table[Any]:
@@ -328,6 +329,32 @@ PLANTS: Final[tuple[Plant, ...]] = (
         "the hold's deadline takes the domain over",
         "I1 I2",
         target(lambda t: put(t, Row(T.READY, Ev.DEADLINE, T.CONFIRMING, (Op.PROBE_DOMAIN,)))),
+    ),
+    Plant(
+        "a copy that was not told to run counts as lost",
+        "I3",
+        target(lambda t: put(t, Row(T.COMMITTING, Ev.RESUME_NOT_ASKED, T.LOSING, TARGET_LOSES))),
+    ),
+    Plant(
+        "a copy that was not told to run counts as lost, suspended",
+        "I3",
+        target(lambda t: put(t, Row(T.COMMITTING, Ev.RESUME_NOT_ASKED, T.LOSING, TARGET_LOSES))),
+        Kind.SUSPENDED,
+    ),
+    Plant(
+        "a copy that definitely did not run counts as lost",
+        "I3",
+        target(lambda t: put(t, Row(T.COMMITTING, Ev.RESUME_FAILED, T.LOSING, TARGET_LOSES))),
+    ),
+    Plant(
+        "a copy that never answers is denied",
+        "I2 I3",
+        target(lambda t: put(t, Row(T.PROBING, Ev.DOMAIN_SILENT, T.DENYING, TARGET_GIVES_UP))),
+    ),
+    Plant(
+        "a copy that does not answer is not asked again",
+        "I4",
+        target(lambda t: wait(t, {T.PROBE_WAITING: None})),
     ),
     Plant("the target claims the domain before it commits", "I5", target(_decide_early), Kind.COLD),
     Plant(

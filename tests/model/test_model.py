@@ -6,7 +6,7 @@ import pytest
 
 from tests.model.check import check_plant, check_shipped, report
 from tests.model.plants import PLANTS, Plant
-from tests.model.world import Kind
+from tests.model.world import ACCEPTED, Kind
 
 
 @pytest.mark.parametrize("kind", [Kind.COLD, Kind.RUNNING], ids=str)
@@ -15,6 +15,7 @@ def test_the_promise_is_kept(kind):
     assert not result.violations, report(kind, result)
     assert result.closed
     assert result.ends
+    assert set(result.accepted) == (ACCEPTED if kind is Kind.RUNNING else set())
 
 
 @pytest.mark.parametrize(

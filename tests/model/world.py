@@ -8,9 +8,14 @@ Faults are not counted: any number of crashes, cuts, cancels and failures may co
 That closes because nothing else grows: at most ``LINKS_MAX`` links are not yet forgotten at a time (a new one may always be
 made once the oldest is), and journals end. A host that is killed is two faults in a row: its process dies, its manager does.
 
+LOST says that the copy may have run. It is held against what the target can know (``World.asked``): a copy that it knows not
+to have run must never be lost; and where one that did not run is lost all the same, because nobody can know, the step says
+so (``Step.accepted``), and ``ACCEPTED`` lists all that may be said.
+
 Taken as given: a journal that was written stays; a message is lost only with its link, and what follows it with it; an
 operation that was ended, or whose manager died, has had its effect by then or never has it; a driver keeps its contract (a
-``RESUME_FAILED`` ran no instruction, and a suspended or cold domain's "resume" has nothing that could fail that way).
+``RESUME_FAILED`` or ``RESUME_NOT_ASKED`` ran no instruction, and a suspended or cold domain's "resume" has nothing that
+could definitely fail); a copy that is asked again and again may never answer (``DOMAIN_SILENT``), however long that is.
 """
 
 from __future__ import annotations
@@ -39,6 +44,10 @@ FENCED = "(fenced)"
 """Killed for good, with every process of it, by a person who says so."""
 UNPROVEN = "(unproven)"
 """Its host was booted: whether its journal is the latest is asked before anything is done (``ldmd/confirming.py``)."""
+INTACT = "an intact copy that never ran is lost: it may have, for all that the target can know"
+DIED = "a copy that died before it ran is lost: it may have, for all that the target can know"
+ACCEPTED = frozenset({INTACT, DIED})
+"""What LOST costs where it cannot be known. Each is a domain that ends as in a crash, and never two that run."""
 ABSENT = "(none)"
 """No migration in this manager, and nothing in its journal to go on with."""
 
@@ -90,6 +99,9 @@ class World(NamedTuple):
     """none, receiving, complete, live, paused (by itself, after it ran), dead (by a fault), ended, gone (destroyed)."""
     ran: bool
     """The target's copy has executed, or counts as having done so."""
+    asked: bool
+    """The target's copy may have run, for all that its manager can know: it was told to and the outcome is unknown, or the
+    manager that could have told it so was killed."""
     back: bool
     """The source's copy was resumed."""
     told: frozenset[str]
@@ -173,6 +185,8 @@ class Step(NamedTuple):
     """Not to be relied on for getting to an end."""
     broken: tuple[str, ...] = ()
     """What this very step violates: "I3: ..."."""
+    accepted: tuple[str, ...] = ()
+    """Of ``ACCEPTED``: what this very step costs."""
 
 
 @frozen
@@ -210,6 +224,7 @@ class Model:
             source_copy="live" if self.kind is Kind.RUNNING else "halted",
             target_copy="none",
             ran=False,
+            asked=False,
             back=False,
             told=frozenset(),
         )
@@ -259,7 +274,7 @@ class Model:
         w = w._replace(told=told)
         if w.source_copy == "live" and w.target_copy == "live":
             broken.append("I1: two copies run")
-        return Step(step.label, w, step.fault, tuple(broken))
+        return Step(step.label, w, step.fault, tuple(broken), step.accepted)
 
     def _tellable(self, w: World) -> frozenset[str]:
         told = set()
@@ -358,6 +373,7 @@ class Model:
         journal = side.journal if again else (*side.journal, kind)
         w = _with(w, rules, side._replace(journal=journal, shadow=""))
         broken: tuple[str, ...] = ()
+        accepted: tuple[str, ...] = ()
         if kind == "PREPARED" and self.kind is Kind.COLD:
             w = w._replace(target_copy="complete")  # the definition, in the same transaction
         elif kind == "RUNNING":
@@ -368,10 +384,18 @@ class Model:
             if w.back and not _fenced(w):
                 broken = ("I2: the target takes a domain that the source has resumed",)
         elif kind == "LOST":
-            if w.target_copy == "gone" and not w.ran:
+            if not (w.ran or w.asked):
+                broken = (
+                    f"I3: counted as lost, and it is known that it never ran ({w.target_copy})",
+                )
+            elif w.target_copy == "gone" and not w.ran:
                 broken = ("I3: counted as lost, and destroyed by us before it ran",)
-            w = w._replace(ran=True)
-        return Step(f"{rules.side}: record {kind}", w, False, broken)
+            elif not w.ran:
+                accepted = (INTACT if w.target_copy == "complete" else DIED,)
+            w = w._replace(ran=w.ran or w.asked)
+        if rules is self.target and kind != "COMMITTED":
+            w = w._replace(asked=False)  # it is decided
+        return Step(f"{rules.side}: record {kind}", w, False, broken, accepted)
 
     def _crash(self, w: World, rules: Rules) -> World:
         side = _side(w, rules)
@@ -382,6 +406,8 @@ class Model:
         w = w._replace(links=tuple(cut(link) for link in w.links))
         if side.shadow == "PREPARED" and self.kind is Kind.COLD:
             w = w._replace(target_copy="complete")
+        if rules is self.target and journal[-1:] == ("COMMITTED",):
+            w = w._replace(asked=True)
         return _with(w, rules, Side(DEAD, journal=journal))
 
     def _restart(self, w: World, rules: Rules) -> Step:
@@ -489,6 +515,7 @@ class Model:
         yield found, w, False, ()
         if self.kind is not Kind.COLD and found in ("DOMAIN_RUNNING", "DOMAIN_SUSPENDED"):
             yield "DOMAIN_UNKNOWN", w, True, ()
+            yield "DOMAIN_SILENT", w, True, ()
 
     def _resume_source(self, w: World) -> Iterator[tuple[str, World, bool, tuple[str, ...]]]:
         if w.source_copy not in ("live", "halted"):
@@ -501,6 +528,7 @@ class Model:
         if self.kind is not Kind.COLD:
             yield "RESUME_UNKNOWN", resumed, True, broken
             yield "RESUME_UNKNOWN", w, True, ()
+            yield "RESUME_NOT_ASKED", w, True, ()
             if self.kind is Kind.RUNNING:
                 yield "RESUME_FAILED", w, True, ()
 
@@ -510,18 +538,20 @@ class Model:
             there = copy in ("complete", "live") or self.kind is Kind.COLD
             yield "RESUMED" if there else "RESUME_FAILED", w, False, ()
             if there and self.kind is not Kind.COLD:
-                yield "RESUME_UNKNOWN", w, True, ()
+                yield "RESUME_UNKNOWN", w._replace(asked=True), True, ()
+                yield "RESUME_NOT_ASKED", w, True, ()
             return
         if copy not in ("complete", "paused", "live"):
             # also one that is gone before it is asked: this resume ran no instruction
             yield "RESUME_FAILED", w, False, ()
         else:
-            resumed = w._replace(target_copy="live", ran=True)
+            resumed = w._replace(target_copy="live", ran=True, asked=True)
             back = w.back and not _fenced(w)
             broken = ("I2: the target runs after the source was resumed",) if back else ()
             yield "RESUMED", resumed, False, broken
             yield "RESUME_UNKNOWN", resumed, True, broken
-            yield "RESUME_UNKNOWN", w, True, ()
+            yield "RESUME_UNKNOWN", w._replace(asked=True), True, ()
+            yield "RESUME_NOT_ASKED", w, True, ()
             if copy != "live":
                 yield "RESUME_FAILED", w, True, ()
 
@@ -604,6 +634,8 @@ class Model:
         for length in range(1, len(journal)):
             older = _with(w, rules, Side(UNPROVEN, journal=journal[:length]))
             older = older._replace(put_back=rules.side, latest=journal)
+            if rules is self.target:
+                older = older._replace(asked=journal[length - 1] == "COMMITTED")
             yield Step(f"{rules.side} is booted with its journal of {length} records", older, True)
 
     def _confirm(self, w: World, rules: Rules) -> Iterator[Step]:
@@ -612,6 +644,8 @@ class Model:
         older = bool(w.latest) and w.put_back == rules.side
         if older:
             back = _with(w, rules, Side(DEAD, journal=w.latest))._replace(latest=(), put_back="")
+            if rules is self.target:
+                back = back._replace(asked=w.latest[-1] == "COMMITTED")
             yield Step(f"{rules.side}'s latest journal is put back", back, False)
         if theirs.state == FENCED:
             if not older:

@@ -180,10 +180,28 @@ def test_the_target_resumes_only_behind_committed():
             row.actions[0] == Record(RecordKind.COMMITTED) or row.state is TargetState.PROBING
         )  # PROBING is only reached with COMMITTED on disk
     assert all(
-        row.state in (TargetState.COMMITTING, TargetState.COMMITTING_AGAIN, TargetState.PROBING)
+        row.state
+        in (
+            TargetState.COMMITTING,
+            TargetState.COMMITTING_AGAIN,
+            TargetState.PROBING,
+            TargetState.PROBE_WAITING,
+        )
         for row in TARGET.rows
         if row.next_state is TargetState.PROBING
     )
+
+
+def test_one_unanswered_probe_loses_nothing():
+    ways = {(row.state, row.event) for row in rows_that(TARGET, Record(RecordKind.LOST))}
+    again = TargetState.COMMITTING_AGAIN
+    assert ways == {
+        (TargetState.COMMITTING, Event.DOMAIN_GONE),
+        (TargetState.PROBING, Event.DOMAIN_GONE),
+        (TargetState.PROBING, Event.DOMAIN_SILENT),
+        (again, Event.DOMAIN_GONE),
+        (again, Event.RESUME_FAILED),
+    }
 
 
 @both
