@@ -52,10 +52,12 @@ class HostSettings:
 
 @frozen(kw_only=True)
 class ListenSettings:
-    """``port`` 0 lets the kernel choose one; the daemon says which."""
+    """``port`` 0 lets the kernel choose one; the daemon says which. ``links_per_peer_max``: what one
+    peer may hold open; each is a descriptor, and every migration that it sends here needs one."""
 
     address: Annotated[str, rules.ip_address] = "0.0.0.0"
     port: Annotated[int, rules.whole(0, 65_535)] = rules.PORT_DEFAULT
+    links_per_peer_max: Annotated[int, rules.whole(1, 100_000)] = 256
 
 
 @frozen(kw_only=True)
@@ -243,6 +245,8 @@ def _contradictions(file: _File) -> Iterator[str]:
             yield f"peers.{name}.address: needed to send domains there; or say may-receive = false"
     if file.migration.settle_retry_seconds_min > file.migration.settle_retry_seconds_max:
         yield "migration.settle-retry-seconds-min: is more than settle-retry-seconds-max"
+    if file.listen.links_per_peer_max < file.resources.incoming_max:
+        yield "listen.links-per-peer-max: is less than resources.incoming-max"
     for key in ("armed", "trace"):
         if getattr(file.faults, key) and not file.faults.allowed:
             yield f"faults.{key}: needs allowed = true, which is for tests alone"

@@ -196,6 +196,8 @@ async def _look_after(domains: Domains) -> None:
             domains.trim_consoles()
         except JournalError as error:
             log.error("a domain that has ended cannot be recorded as bound: %s", error)
+        except OSError as error:  # out of descriptors: it is looked again
+            log.error("this host's domains cannot be looked after: %s", error)
 
 
 async def _wait_stop(say_ready: Callable[[], None]) -> None:

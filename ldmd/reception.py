@@ -7,7 +7,7 @@ running here or stands in the journal. A peer reaches only migrations that it be
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
@@ -43,15 +43,26 @@ SUPERSEDE_SECONDS: Final = limits.KEEPALIVE_DEAD_SECONDS / 2
 class Reception:
     host: Host
     registry: Registry
+    _visitors: dict[str, dict[Link, Visitor]] = field(factory=dict, init=False)
+    """By peer, the oldest link first."""
 
     async def serve(self, stream: BulkTLSStream, peer: Peer) -> None:
         """One link, from its first byte to its last. Never raises for what the peer did."""
         visitor = Visitor(self)
         link = Link(stream, peer, self.host.hello(), visitor)
+        visitors = self._visitors.setdefault(peer.name, {})
+        if len(visitors) < self.host.config.listen.links_per_peer_max:
+            visitors[link] = visitor
+            _give_up_silent(visitors)
+        else:
+            words = f"{peer.name} has {len(visitors)} links with {self.host.config.host.name}"
+            link.fail(RemoteProtocolError("busy", f"{words} already: no more are taken"))
         try:
             await link.run()
         except LinkError as error:
             log.warning("%s", error.sentence)
+        finally:
+            visitors.pop(link, None)
 
     async def find(self, link: Link, message: m.MigrationMessage) -> Migration | None:
         """The migration that a link's first message is for; None when it was answered and is none."""
@@ -161,8 +172,10 @@ class Visitor:
 
     reception: Reception
     migration: Migration | None = field(default=None, init=False)
+    spoken: bool = field(default=False, init=False)
 
     async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
+        self.spoken = True
         if self.migration is None:
             if isinstance(message, m.Ask):
                 link.post(await self.reception.stand(link, message))
@@ -182,6 +195,14 @@ class Visitor:
     def link_lost(self, link: Link, sentence: str) -> None:
         if self.migration is not None:
             self.migration.link_lost(link, sentence)
+
+
+def _give_up_silent(visitors: Mapping[Link, Visitor]) -> None:
+    """An honest peer says at once what a link is for: what is oldest among those that have not is what dawdles."""
+    silent = [link for link, visitor in visitors.items() if not visitor.spoken and not link.ending]
+    for link in silent[: -limits.LINKS_SILENT_MAX]:
+        words = "given up for newer links before it said what it is for"
+        link.fail(RemoteProtocolError("busy", words))
 
 
 def _refusal(link: Link, check: m.Check) -> Callable[[str, str], None]:

@@ -86,6 +86,9 @@ RAM_BYTES_MAX: Final = 4096 * GIB
 DEVICE_STATE_BYTES_MAX: Final = 64 * MIB
 """The opaque device stream is kept in memory at both ends; seen: 0.2 MB under QEMU, 4 KiB emulated."""
 
+LINKS_SILENT_MAX: Final = 64
+"""Links of one peer that have not said what they are for, as a manager does at once: the oldest goes for a newer one."""
+
 HELLO_SECONDS: Final = 5.0
 """A peer that has not said HELLO by then is not a manager."""
 

@@ -1,7 +1,7 @@
 """A domain's process: started so that it outlives the manager, and found again without ever taking
 another for it.
 
-Every driver starts its processes here. Four things hold:
+Every driver starts its processes here. Five things hold:
 
 - *Nothing is forgotten.* ``spawn`` starts a shell that waits for a line on a pipe. Only when the
   process's identity is on disk (``process.json``, fsynced) does the line come, and the shell
@@ -10,7 +10,9 @@ Every driver starts its processes here. Four things hold:
 - *Nothing is mistaken.* A pid is used again by others sooner or later, so an identity is the pid,
   its start time (field 22 of ``/proc/PID/stat``, proc(5)) and the boot's id. Signals go through a
   pidfd (pidfd_open(2)) that was opened before the start time was compared.
-- *A lost run directory is no end.* Without a record the process is looked for by its log.
+- *A lost run directory is no end.* Without a record the process is looked for: by its log, and by
+  its environment, which says where it was started whatever was removed, renamed or mounted since.
+- *Not seen is not gone.* What cannot be looked at, for want of descriptors say, is unknown.
 - *Gone is gone.* A process counts as gone when its pidfd is readable: all its threads have ended,
   also when nobody has reaped it yet. A dead child of this process is reaped on the way.
 
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import select
@@ -56,8 +59,14 @@ INHERITED_VARIABLES: Final = ("PATH", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
 programs.
 """
 
+RUN_DIRECTORY_VARIABLE: Final = "LDMD_RUN_DIRECTORY"
+"""In the environment of each process: where it was started."""
+_MARK: Final = RUN_DIRECTORY_VARIABLE.encode() + b"="
+_NOT_OURS: Final = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+"""It has ended meanwhile, or is another user's: a manager's own can be looked at."""
 _NO_SUCH_PROCESS: Final = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 """From pidfd_open: EINVAL, and ENOENT since Linux 6.9, when the number is a mere thread's now."""
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE)
 _WAIT_FOR_RECORD: Final = 'read -r go || exit 125; exec "$@" </dev/null'
 
 
@@ -99,8 +108,8 @@ async def spawn(
 def find(run_directory: Path) -> ProcessIdentity | None:
     """The process that was started there; None when it is certain that none lives.
 
-    Also when its run directory was removed under it, or its record: then it is known by its log.
-    Raises OutcomeUnknown when there is a record that cannot be read.
+    Also when its run directory was removed under it, or its record: then it is looked for. Raises
+    OutcomeUnknown when there is a record that cannot be read, or one cannot look.
     """
     identity = read_record(run_directory)
     if identity is None:
@@ -115,26 +124,41 @@ def find_all(parent: Path) -> dict[str, ProcessIdentity]:
     """Name of the run directory, which may be gone, in ``parent`` -> the process that was started there, by looking at every
     process of this host: its errors go to the log there, and nobody else's do. Takes some milliseconds.
     """
-    found = {}
     place = Path(os.path.realpath(parent))
-    for name in os.listdir(PROC):
-        if not name.isdecimal():
-            continue
-        with contextlib.suppress(OSError):  # it has ended, or is not ours
-            log = Path(os.readlink(PROC / name / "fd/2").removesuffix(DELETED))
-            if log.name == LOG_NAME and log.parent.parent == place:
-                identity = identify(int(name))
-                if identity is not None and not gone(identity):
-                    found[log.parent.name] = identity
+    try:
+        pids = [int(name) for name in os.listdir(PROC) if name.isdecimal()]
+        found = {}
+        for pid in pids:
+            home = _find_home(pid)
+            if home is not None and home.parent == place and (stat := _read_stat(pid)) is not None:
+                identity = ProcessIdentity(pid=pid, start_ticks=stat, boot_id=boot_id())
+                if not gone(identity):
+                    found[home.name] = identity
+    except OSError as error:
+        raise OutcomeUnknown(
+            f"this host's processes cannot be looked at, so whether one of {parent} lives is not "
+            f"known: {error}"
+        ) from error
     return found
 
 
-def identify(pid: int) -> ProcessIdentity | None:
-    """The process that has that number now."""
-    stat = _read_stat(pid)
-    if stat is None:
-        return None
-    return ProcessIdentity(pid=pid, start_ticks=stat, boot_id=boot_id())
+def _find_home(pid: int) -> Path | None:
+    """The run directory in which that process was started, whatever has become of the directory
+    since; None for one that no manager started. Raises OSError when one cannot look.
+    """
+    try:
+        if os.getsid(pid) != pid:
+            return None  # each has a session of its own; a child that it made is not meant
+        log = Path(os.readlink(PROC / str(pid) / "fd/2").removesuffix(DELETED))
+        if log.name != LOG_NAME:
+            return None
+        environment = (PROC / str(pid) / "environ").read_bytes()
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            return None
+        raise
+    marked = [v for v in environment.split(b"\0") if v.startswith(_MARK)]
+    return Path(os.fsdecode(marked[0].removeprefix(_MARK))) if marked else log.parent
 
 
 def gone(identity: ProcessIdentity) -> bool:
@@ -214,7 +238,9 @@ def log_tail(run_directory: Path, size_bytes: int = 2048) -> str:
         return ""
 
 
+@functools.cache
 def boot_id() -> str:
+    """It does not change while this process lives. Raises OSError, the first time."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
@@ -236,7 +262,12 @@ def _spawn(
                 stdout=log,
                 stderr=log,
                 cwd=run_directory,
-                env={**inherited, "LC_ALL": "C.UTF-8", **environment},
+                env={
+                    **inherited,
+                    "LC_ALL": "C.UTF-8",
+                    **environment,
+                    RUN_DIRECTORY_VARIABLE: os.path.realpath(run_directory),
+                },
                 pass_fds=pass_fds,
                 start_new_session=True,
             )
@@ -279,7 +310,10 @@ def _write_record(run_directory: Path, identity: ProcessIdentity) -> None:
 
 
 def _read_stat(pid: int) -> int | None:
-    """The start time of ``pid``, in clock ticks after boot; None when there is no such process."""
+    """The start time of ``pid``, in clock ticks after boot; None when there is no such process.
+
+    Raises OSError when one cannot look.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -290,23 +324,43 @@ def _read_stat(pid: int) -> int | None:
 
 @contextlib.contextmanager
 def _pidfd(identity: ProcessIdentity) -> Iterator[int | None]:
-    """A pidfd of exactly that process, or None when it is gone and reaped."""
-    if identity.boot_id != boot_id():
+    """A pidfd of exactly that process, or None when it is gone and reaped. Raises OutcomeUnknown."""
+    try:
+        descriptor = _open_pidfd(identity)
+    except OSError as error:
+        raise OutcomeUnknown(
+            f"process {identity.pid} cannot be looked at: {error}",
+            remedy="raise this service's limit of open files" if error.errno in _NO_ROOM else "",
+        ) from error
+    if descriptor is None:
         yield None
         return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_pidfd(identity: ProcessIdentity) -> int | None:
+    """The caller closes it. Raises OSError."""
+    if identity.boot_id != boot_id():
+        return None
     try:
         descriptor = os.pidfd_open(identity.pid)
     except OSError as error:
-        if error.errno not in _NO_SUCH_PROCESS:
-            raise OutcomeUnknown(f"process {identity.pid} cannot be looked at: {error}") from error
-        yield None
-        return
+        if error.errno in _NO_SUCH_PROCESS:
+            return None
+        raise
     try:
         # Compared after the pidfd was opened: if the start time is right now, the pidfd is of that
         # process.
-        yield descriptor if _read_stat(identity.pid) == identity.start_ticks else None
-    finally:
+        if _read_stat(identity.pid) == identity.start_ticks:
+            return descriptor
+    except BaseException:
         os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _readable(descriptor: int) -> bool:

@@ -203,6 +203,10 @@ def test_only_the_name_is_needed(tmp_path: Path) -> None:
             MINIMAL + "[migration]\nsettle-retry-seconds-min = 90",
             "migration.settle-retry-seconds-min: is more than settle-retry-seconds-max",
         ),
+        (
+            MINIMAL + "[listen]\nlinks-per-peer-max = 15",
+            "listen.links-per-peer-max: is less than resources.incoming-max",
+        ),
         (MINIMAL + '[log]\nlevel = "loud"', "log.level: 'loud' is not one of debug, info, warn"),
         (
             MINIMAL + '[faults]\narmed = ["source.send-state.before=crash"]',

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -256,3 +258,116 @@ async def _close_connected(directory: Path) -> None:
     with trio.fail_after(SECONDS):
         stream = await sockets.connect(directory, "control.sock")
     await stream.aclose()
+
+
+# ---- what cannot be seen is not gone -------------------------------------------------------------
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open nothing meanwhile."""
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in held:
+            os.close(descriptor)
+
+
+async def test_without_descriptors_nothing_is_gone(run_directory: Path) -> None:
+    identity = await process.spawn(SLEEP, run_directory)
+    with no_descriptors():
+        with pytest.raises(OutcomeUnknown, match="cannot be looked at"):
+            process.gone(identity)
+        with pytest.raises(OutcomeUnknown):
+            process.find(run_directory)
+        with pytest.raises(OutcomeUnknown):
+            process.find_all(run_directory.parent)
+        with pytest.raises(OutcomeUnknown):
+            await process.kill(identity, SECONDS)
+    assert process.find(run_directory) == identity
+
+
+async def test_without_a_second_descriptor_neither(run_directory: Path) -> None:
+    """The process can be had hold of, and its start time not be read."""
+    identity = await process.spawn(SLEEP, run_directory)
+    with no_descriptors():
+        used, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, most))
+        with pytest.raises(OutcomeUnknown, match="cannot be looked at"):
+            process.gone(identity)
+        assert not os.path.exists(f"/proc/self/fd/{used}")
+
+
+def lose_record(run_directory: Path) -> None:
+    (run_directory / process.RECORD_NAME).unlink()
+
+
+def lose_directory(run_directory: Path) -> None:
+    shutil.rmtree(run_directory)
+
+
+def lose_all(run_directory: Path) -> None:
+    shutil.rmtree(run_directory.parent)
+
+
+def move_away(run_directory: Path) -> None:
+    run_directory.rename(run_directory.parent.parent / "elsewhere")
+
+
+def make_anew(run_directory: Path) -> None:
+    run_directory.parent.rename(run_directory.parent.parent / "elsewhere")
+    run_directory.mkdir(parents=True)
+
+
+@pytest.mark.parametrize("lose", [lose_record, lose_directory, lose_all, move_away, make_anew])
+async def test_a_process_is_found_without_its_record(
+    tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    run_directory = tmp_path / "domains" / "one"
+    run_directory.mkdir(parents=True)
+    identity = await process.spawn(SLEEP, run_directory)
+    await wait_command(identity.pid, "sleep")
+    lose(run_directory)
+    try:
+        assert process.find(run_directory) == identity
+        assert process.find_all(run_directory.parent) == {"one": identity}
+        assert process.find(run_directory.with_name("two")) is None
+    finally:
+        await process.kill(identity, SECONDS)
+    assert process.find(run_directory) is None
+
+
+async def test_a_child_of_a_domains_process_is_not_taken_for_it(tmp_path: Path) -> None:
+    run_directory = tmp_path / "domains" / "one"
+    run_directory.mkdir(parents=True)
+    argv = ("sh", "-c", "sleep 600 & echo $! >&2; wait")
+    identity = await process.spawn(argv, run_directory)
+    with trio.fail_after(SECONDS):
+        while not (words := process.log_tail(run_directory)):
+            await trio.sleep(0.005)
+    lose_record(run_directory)
+    try:
+        assert process.find(run_directory) == identity
+    finally:
+        os.kill(int(words), signal.SIGKILL)
+        await process.kill(identity, SECONDS)
+
+
+async def test_after_a_reboot_no_process_lives(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the record names was another process of another boot, and nothing is found without it."""
+    identity = await process.spawn(SLEEP, run_directory)
+    await process.kill(identity, SECONDS)
+    monkeypatch.setattr(process, "boot_id", lambda: "the next boot")
+    assert process.find(run_directory) is None
+    lose_record(run_directory)
+    assert process.find(run_directory) is None
