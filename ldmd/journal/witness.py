@@ -5,7 +5,8 @@ older state. For a journal of decisions that is the worst there is: a source wou
 transactions are counted here too, each when it is on disk and before anything is done about it. A journal with fewer
 transactions than were counted is damaged.
 
-The file is overwritten in place: 24 bytes, the count and the digest of it.
+The file is overwritten in place: 24 bytes, the count and the digest of it. It comes into being whole, under another name: a
+witness without its 24 bytes is a damaged one, and never one that was only begun.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ class Witness:
 
     def write(self, count: int) -> None:
         """On disk when it returns. Raises OSError."""
-        content = count.to_bytes(COUNT_BYTES, "big")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         new = not self.path.exists()
-        descriptor = os.open(self.path, flags, 0o600)
+        path = self.path.with_name(self.path.name + ".new") if new else self.path
+        content = count.to_bytes(COUNT_BYTES, "big")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(descriptor, content + xxhash.xxh3_128_digest(content), 0)
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
         if new:
+            path.rename(self.path)
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(directory)

@@ -635,3 +635,34 @@ async def test_a_copy_of_the_files_opens_elsewhere(path: Path, tmp_path: Path) -
     await journal.aclose()
     _, domains, _ = await read_all(tmp_path / "copy" / path.name)
     assert [to_document(d.definition) for d in domains] == [to_document(entry.definition)]
+
+
+# ---- the witness -----------------------------------------------------------------------------------------
+
+
+class Died(BaseException):
+    """As when the host loses its power in the middle of it."""
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync", "rename", "fsync"])
+async def test_dying_while_the_witness_is_made_keeps_nobody_down(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """At the first transaction, which is committed by then."""
+    entry, another = domain_of(make_entry()), domain_of(make_entry(name="ldg2"))
+    journal = await Journal.open(path)
+
+    def die(*_: object, **__: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, call, die)
+        with pytest.raises(Died):
+            await journal.add_domain(entry)
+    await journal.aclose()
+    journal = await Journal.open(path)
+    await journal.add_domain(another)
+    await journal.aclose()
+    _, domains, _ = await read_all(path)
+    assert domains == [entry, another]
+    assert path.with_name(path.name + "-count").stat().st_size == 24
