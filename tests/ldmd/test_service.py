@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import os
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ldmd.config import ListenSettings
 from ldmd.service import notify
 
 
@@ -59,3 +61,19 @@ def test_one_that_does_not_read_stops_nobody(
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         notify("READY=1")
         assert listener.recv(4096) == b"x"
+
+
+# ---- the unit --------------------------------------------------------------------------------------------
+
+UNIT = Path(__file__).parents[2] / "systemd" / "ldmd.service"
+
+
+def test_the_unit_never_stays_down_and_has_room_for_links() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(UNIT)
+    assert (
+        unit["Unit"]["StartLimitIntervalSec"] == "0"
+    )  # systemd's default: five starts in ten seconds
+    assert unit["Service"]["Restart"] == "always"
+    assert int(unit["Service"]["LimitNOFILE"]) > 100 * ListenSettings().links_per_peer_max
