@@ -557,4 +557,7 @@ class Migration:
         if self.new_link is not None:
             self.new_link.close()
             self.new_link = None
+            for _, origin in self._early:
+                if isinstance(origin, tuple) and isinstance(origin[1], m.MigrationMessage):
+                    self._peer_turn.release()
             self._early.clear()

@@ -17,7 +17,9 @@ from ldmd.errors import LdmdError, LinkError
 from ldmd.link.listener import open_listeners, serve_links
 from ldmd.link.pump import Link, LinkUser
 from ldmd.link.tls import TlsFiles
+from ldmd.migration import MESSAGES_WAITING_MAX
 from protocol import messages as m
+from tests import managers
 from tests.managers import Fleet, make_fleet, wait_for
 
 Answer = Callable[[m.MigrationMessage], tuple[m.MigrationMessage, ...]]
@@ -155,7 +157,11 @@ async def serve_liar(
 
     async def handle(stream: Any, peer: Any) -> None:
         with contextlib.suppress(LinkError):
-            await Link(stream, peer, build_hello("host-b"), liar).run()
+            link = Link(stream, peer, build_hello("host-b"), liar)
+            async with trio.open_nursery() as conversation:
+                await conversation.start(link.run)
+                if isinstance(liar, Flooder):
+                    liar.begin(link)
 
     files = TlsFiles(
         certificate=config.identity.certificate,
@@ -164,3 +170,57 @@ async def serve_liar(
     )
     listeners = await open_listeners("127.0.0.1", fleet["host-b"].port)
     await serve_links(listeners, files, config.peers.values, handle, task_status=task_status)
+
+
+@define(eq=False)
+class Flooder:
+    """Cuts the link at the first HANDOFF, says more than can wait on the next link before it is asked, and is honest then.
+
+    The source is made to give that next link up without having looked at what came on it.
+    """
+
+    fleet: Fleet
+    migration: str = field(default="", init=False)
+    links: int = field(default=0, init=False)
+
+    async def take_message(self, link: Link, message: m.MigrationMessage) -> None:
+        if isinstance(message, m.Handoff) and not self.migration:
+            self.migration = message.migration
+            fault = {"fault": "source.connect.after=hang"}
+            await self.fleet["host-a"].call("arm-fault", fault)
+            link.abort()
+            return
+        for answer in answer_honestly(message):
+            link.post(answer)
+
+    def take_chunk(self, link: Link, chunk: m.StateChunk) -> None:
+        pass
+
+    def link_lost(self, link: Link, sentence: str) -> None:
+        pass
+
+    def begin(self, link: Link) -> None:
+        self.links += 1
+        if self.links == 2:
+            for _ in range(2 * MESSAGES_WAITING_MAX):
+                link.post(m.HandoffDone(migration=self.migration))
+
+
+async def test_a_link_that_was_given_up_makes_nobody_deaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managers, "DEADLINES", managers.DEADLINES + "operation-seconds = 1.5\n")
+    extra = {"host-a": "[faults]\nallowed = true\n"}
+    async with (
+        make_fleet(tmp_path, start=False, extra=extra) as fleet,
+        trio.open_nursery() as nursery,
+    ):
+        await fleet["host-a"].start()
+        flooder = Flooder(fleet)
+        await nursery.start(serve_liar, fleet, flooder)
+        await fleet.start_domain("host-a")
+        with trio.fail_after(20):
+            await fleet["host-a"].call("migrate-domain", {"domain": "ldg1", "peer": "host-b"})
+        assert flooder.links >= 3
+        assert await wait_for(lambda: settled(fleet)) == ["target"]
+        nursery.cancel_scope.cancel()
