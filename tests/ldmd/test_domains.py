@@ -604,3 +604,14 @@ async def test_a_process_that_the_journal_does_not_know_keeps_its_uuid(
         assert len(processes_in(directory)) == 1
         await end_processes(settings)
         await domains.add(definition)  # it has ended: the uuid is free
+
+
+async def test_a_name_that_is_anothers_uuid_hides_nobody(domains: Domains) -> None:
+    meant = "abcdef12-0000-4000-8000-000000000001"
+    named = await make(domains, DomainState.BOUND, name=meant)  # found first, by its age
+    domain = await make(domains, DomainState.INACTIVE, uuid=meant)
+    assert domains.get(meant) is domain
+    async with domains.operation(meant) as held:
+        assert held is domain
+    await domains.remove(domain)
+    assert domains.get(meant) is named
