@@ -23,6 +23,8 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 CONNECT_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 300.0
 """Verbs have deadlines of their own in the manager; this one is for a manager that hangs."""
+PAGE: Final = 500
+"""Migrations asked for at a time: the manager does nothing else while it lists them."""
 REMEDY: Final = "is ldmd running? systemctl start ldmd"
 
 Document = dict[str, Any]
@@ -166,9 +168,19 @@ class ControlClient:
         arguments = {"migration": migration} if domain is None else {"domain": domain}
         return await self.call("cancel-migration", arguments, timeout_seconds=float("inf"))
 
-    async def list_migrations(self) -> list[Document]:
-        migrations: list[Document] = (await self.call("list-migrations"))["migrations"]
-        return migrations
+    async def list_migrations(self, limit: int | None = None) -> tuple[list[Document], bool]:
+        """The ``limit`` newest (None: all), newest first, with all that are under way; whether there are more."""
+        migrations: list[Document] = []
+        after: str | None = None
+        while True:
+            wanted = PAGE if limit is None else min(PAGE, limit - len(migrations))
+            if wanted <= 0:
+                return migrations, True
+            page = await self.call("list-migrations", {"limit": wanted, "before": after})
+            migrations += page["migrations"]
+            after = page["next"]
+            if after is None:
+                return migrations, False
 
     async def show_migration(self, migration: str) -> Document:
         return await self.call("show-migration", {"migration": migration})

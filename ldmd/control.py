@@ -99,6 +99,15 @@ class Arguments:
     def boolean(self, name: str, *, default: bool = False) -> bool:
         return self._take(name, bool, "true or false") if name in self.values else default
 
+    def whole(self, name: str, low: int, high: int, *, default: int) -> int:
+        if self.values.get(name) is None:
+            return default
+        what = f"a whole number from {low} to {high}"
+        value = self._take(name, int, what)
+        if isinstance(value, bool) or not low <= value <= high:
+            raise BadRequest(f"the argument {name!r} is {value!r:.80} and must be {what}")
+        return value
+
     def document(self, name: str) -> Mapping[str, object]:
         return self._take(name, dict, "an object")
 

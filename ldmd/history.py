@@ -11,7 +11,7 @@ from attrs import define
 from ldmd.control import Arguments, Caller, Progress, Verb
 from ldmd.errors import BadRequest, NotFound, WrongState
 from ldmd.host import Host
-from ldmd.journal.records import JournalRecord, MigrationHistory, Side
+from ldmd.journal.records import JournalRecord, MigrationSummary, Side
 from ldmd.migration import Migration
 from ldmd.recovery import restore_machine
 from ldmd.registry import Registry
@@ -21,6 +21,10 @@ from protocol.events import Event
 from protocol.machine import Decision
 
 log = logging.getLogger("ldmd.history")
+
+PAGE_DEFAULT: Final = 100
+PAGE_MAX: Final = 500
+"""Migrations of one answer: nothing else is done while they are read and written down."""
 
 DECISIONS: Final[Mapping[Decision, str]] = {
     Decision.OPEN: "running",
@@ -52,23 +56,33 @@ class History:
     async def list_migrations(
         self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
     ) -> dict[str, Any]:
-        Arguments.of(arguments)
-        return {"migrations": await self._describe_all()}
+        """Newest first, in pages: ``before`` is the last one of the page before. What is under way is on the first."""
+        given = Arguments.of(arguments, "limit", "before")
+        limit = given.whole("limit", 1, PAGE_MAX, default=PAGE_DEFAULT)
+        before = given.optional_text("before")
+        journal = self.host.journal
+        running = {migration.id for migration in self.registry}
+        found = await journal.list_migrations(limit + 1, before=before)
+        page, more = found[:limit], len(found) > limit
+        described = [self._describe(s) for s in page if before is None or s.id not in running]
+        if before is None:
+            older = await journal.list_these(running - {summary.id for summary in page})
+            shown = {summary.id for summary in (*page, *older)}
+            young = [self._describe_young(m) for m in self.registry if m.id not in shown]
+            described = young[::-1] + described + [self._describe(s) for s in older]
+        return {"migrations": described, "next": page[-1].id if more else None}
 
     async def show_migration(
         self, _caller: Caller, arguments: Mapping[str, object], _progress: Progress
     ) -> dict[str, Any]:
         return await self._find(Arguments.of(arguments, "migration").text("migration"))
 
-    async def _describe_all(self) -> list[dict[str, Any]]:
-        histories = await self.host.journal.load_migrations()
-        shown = {history.entry.id for history in histories}
-        young = [self._describe_young(m) for m in self.registry if m.id not in shown]
-        return [self._describe(h) for h in histories] + young
-
     async def _find(self, wanted: str) -> dict[str, Any]:
         """By the beginning of its id. Raises NotFound."""
-        found = [d for d in await self._describe_all() if d["migration"].startswith(wanted)]
+        recorded = await self.host.journal.find_migrations(wanted, limit=2)
+        shown = {summary.id for summary in recorded}
+        young = [m for m in self.registry if m.id.startswith(wanted) and m.id not in shown]
+        found = [self._describe(s) for s in recorded] + [self._describe_young(m) for m in young]
         if len(found) != 1:
             raise NotFound(
                 f"{'several migrations have an id that begins' if found else 'there is no migration'} with {wanted}",
@@ -76,28 +90,27 @@ class History:
             )
         return found[0]
 
-    def _describe(self, history: MigrationHistory) -> dict[str, Any]:
-        entry = history.entry
-        running = self.registry.get(entry.id)
+    def _describe(self, summary: MigrationSummary) -> dict[str, Any]:
+        running = self.registry.get(summary.id)
         if running is not None:
             machine = running.machine
         else:
-            machine, _ = restore_machine(history)
-        sentence = next((r.sentence for r in reversed(history.records) if r.sentence), "")
+            machine, _ = restore_machine(summary, summary.kinds)
+        sentence = next((r.sentence for r in reversed(summary.records) if r.sentence), "")
         if running is not None and running.progress.sentence:
             sentence = running.progress.sentence
         return {
-            "migration": entry.id,
-            "domain": entry.definition.name,
-            "uuid": entry.definition.uuid,
-            "role": entry.side,
-            "peer": entry.peer,
+            "migration": summary.id,
+            "domain": summary.name,
+            "uuid": summary.uuid,
+            "role": summary.side,
+            "peer": summary.peer,
             "decision": DECISIONS[machine.decision],
-            "records": [_record(record) for record in history.records],
-            "settled": history.settled,
+            "records": [_record(record) for record in summary.records],
+            "settled": summary.settled,
             "sentence": sentence,
         } | (
-            _situation(entry.side, machine.state, entry.definition.name, entry.peer, entry.id)
+            _situation(summary.side, machine.state, summary.name, summary.peer, summary.id)
             if running is None
             else _situation_of(running)
         )

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, Final
 
 from ldmd.errors import JournalError
 from ldmd.host import Host
-from ldmd.journal.records import MigrationHistory, Side
+from ldmd.journal.records import (
+    MigrationEntry,
+    MigrationHistory,
+    MigrationSummary,
+    Side,
+)
 from ldmd.migration import Migration
 from ldmd.registry import Registry
 from protocol.actions import Action, RecordKind
@@ -47,11 +53,12 @@ def _go_on(host: Host, registry: Registry, history: MigrationHistory) -> None:
     registry.start(migration, first)
 
 
-def restore_machine(history: MigrationHistory) -> tuple[Machine[Any], tuple[Action, ...]]:
+def restore_machine(
+    entry: MigrationEntry | MigrationSummary, kinds: Iterable[RecordKind]
+) -> tuple[Machine[Any], tuple[Action, ...]]:
     """As the journal has it. Raises JournalError for records that no manager writes: nothing is guessed from them."""
-    entry = history.entry
     try:
-        return restore(TABLES[entry.side], entry.run_state.mode, history.kinds)
+        return restore(TABLES[entry.side], entry.run_state.mode, kinds)
     except LocalProtocolError as error:
         raise JournalError(
             f"the journal is damaged: migration {entry.id}: {error}",
@@ -62,7 +69,7 @@ def restore_machine(history: MigrationHistory) -> tuple[Machine[Any], tuple[Acti
 def recall(host: Host, history: MigrationHistory) -> tuple[Migration, tuple[Action, ...]]:
     """A migration as the journal has it, and what recovery has to do first; nothing is done yet. Raises JournalError."""
     entry = history.entry
-    machine, first = restore_machine(history)
+    machine, first = restore_machine(entry, history.kinds)
     domain = host.domains.find(entry.definition.uuid)
     if domain is not None and domain.migration != entry.id:
         domain = None  # another migration has it, or none: this one let it go before it was settled

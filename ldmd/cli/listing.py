@@ -10,6 +10,8 @@ from ldmd.cli import output
 from ldmd.cli.session import Manager, pass_manager
 from ldmd.client import ControlClient
 
+MIGRATIONS_SHOWN: Final = 100
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -59,15 +61,30 @@ def list_domain(
 
 
 @click.command("list-migrations", short_help="Show migrations, and who has the domain.")
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(min=1),
+    default=MIGRATIONS_SHOWN,
+    show_default=True,
+    help="So many of the newest.",
+)
+@click.option("--all", "every", is_flag=True, help="All that the journal has.")
 @json_option
 @pass_manager
-def list_migrations(manager: Manager, as_json: bool) -> None:
-    """Show this host's migrations, to and from it, and who has the domain."""
-    migrations = manager.ask(lambda client: client.list_migrations())
+def list_migrations(manager: Manager, as_json: bool, count: int, every: bool) -> None:
+    """Show this host's migrations, to and from it, and who has the domain.
+
+    The newest come first. What is under way is shown always.
+    """
+    limit = None if every else count
+    migrations, more = manager.ask(lambda client: client.list_migrations(limit))
     if as_json:
-        output.print_json({"migrations": migrations})
+        output.print_json({"migrations": migrations, "more": more})
     else:
         output.print_migrations(migrations)
+        if more:
+            click.echo("there are older ones: --all shows them", err=True)
 
 
 @click.command("show-migration", short_help="Show one migration's records.")

@@ -51,10 +51,9 @@ class JournalRecord:
 
 
 @frozen(kw_only=True)
-class MigrationHistory:
-    """One migration with all of its records, oldest first; never empty."""
+class Recorded:
+    """All records of one migration, oldest first; never empty."""
 
-    entry: MigrationEntry
     records: tuple[JournalRecord, ...]
 
     @property
@@ -64,3 +63,20 @@ class MigrationHistory:
     @property
     def settled(self) -> bool:
         return self.records[-1].kind is RecordKind.SETTLED
+
+
+@frozen(kw_only=True)
+class MigrationHistory(Recorded):
+    entry: MigrationEntry
+
+
+@frozen(kw_only=True)
+class MigrationSummary(Recorded):
+    """For listings: without the definition, which takes longer to read than all the rest."""
+
+    id: str
+    side: Side
+    peer: str
+    uuid: str
+    name: str
+    run_state: RunState

@@ -35,9 +35,11 @@ from ldmd.journal.records import (
     JournalRecord,
     MigrationEntry,
     MigrationHistory,
+    MigrationSummary,
     Side,
 )
 from ldmd.journal.reserve import Reserve
+from ldmd.journal.summaries import read_summaries
 from ldmd.journal.witness import Witness
 from protocol.actions import RecordKind
 from protocol.phases import RunState
@@ -49,6 +51,8 @@ BEGINNINGS: Final = frozenset({RecordKind.PREPARING, RecordKind.PREPARED})
 _UNSETTLED: Final = (
     "WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.migration = m.id AND r.kind = 'SETTLED')"
 )
+ID_END: Final = "~"
+"""Behind every character that an id can have."""
 T = TypeVar("T")
 
 SEALED: Final[Mapping[str, tuple[str, ...]]] = {
@@ -263,6 +267,30 @@ class Journal:
     async def load_migration(self, migration_id: str) -> MigrationHistory | None:
         found = await self._read(lambda c: _histories(c, "WHERE m.id = ?", (migration_id,)))
         return found[0] if found else None
+
+    # ---- listings: bounded, because no record is written meanwhile ---------------------------------------
+
+    async def list_migrations(
+        self, limit: int, *, before: str | None = None
+    ) -> list[MigrationSummary]:
+        """The ``limit`` newest, newest first; with ``before`` those that began before that migration."""
+        chosen = "WHERE rowid < (SELECT rowid FROM migration WHERE id = ?)" if before else ""
+        values = (before, limit) if before else (limit,)
+        return await self._read(
+            lambda c: read_summaries(c, f"{chosen} ORDER BY rowid DESC LIMIT ?", values)
+        )
+
+    async def list_these(self, ids: Iterable[str]) -> list[MigrationSummary]:
+        """Those of these migrations that have a record, newest first."""
+        values = (json.dumps(list(ids)),)
+        chosen = "WHERE id IN (SELECT value FROM json_each(?))"
+        return await self._read(lambda c: read_summaries(c, chosen, values))
+
+    async def find_migrations(self, beginning: str, limit: int) -> list[MigrationSummary]:
+        """At most ``limit`` of those whose ids begin so."""
+        values = (beginning, beginning + ID_END, limit)
+        chosen = "WHERE id >= ? AND id < ? LIMIT ?"
+        return await self._read(lambda c: read_summaries(c, chosen, values))
 
 
 def _open(path: Path, mark: Mark | None, position: Path | None) -> tuple[sqlite3.Connection, str]:

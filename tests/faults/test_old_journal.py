@@ -82,7 +82,7 @@ async def switch_off_and_on(manager: Manager) -> None:
 
 
 async def last_of(manager: Manager) -> dict[str, Any]:
-    return dict((await manager.call("list-migrations"))["migrations"][-1])
+    return dict((await manager.call("list-migrations"))["migrations"][0])
 
 
 async def wait_state(manager: Manager, *states: str) -> dict[str, Any]:

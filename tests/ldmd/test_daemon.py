@@ -422,7 +422,7 @@ async def test_domains_are_listed_by_name(fleet: Fleet) -> None:
 
 
 async def test_no_migrations(fleet: Fleet) -> None:
-    assert await fleet["host-a"].call("list-migrations") == {"migrations": []}
+    assert await fleet["host-a"].call("list-migrations") == {"migrations": [], "next": None}
 
 
 REFUSED: list[tuple[str, dict[str, object], type[LdmdError], str]] = [
@@ -517,7 +517,7 @@ async def test_what_a_migration_answers_and_leaves_in_the_history(tmp_path: Path
         dry = await fleet["host-a"].call("migrate-domain", order | {"dry_run": True})
         assert shape(dry) == {"migration": str, "outcome": str, "findings": [], "domain": str}
         assert (dry["outcome"], dry["domain"]) == ("dry-run", "ldg1")
-        assert await fleet["host-a"].call("list-migrations") == {"migrations": []}
+        assert await fleet["host-a"].call("list-migrations") == {"migrations": [], "next": None}
 
         moved = await fleet["host-a"].call("migrate-domain", order | {"new_name": "moved"})
         assert shape(moved) == COMPLETED

@@ -73,6 +73,7 @@ class SmallHost:
         self.states: dict[str, str] = {}
         self.operations: dict[str, dict[str, Any]] = {}
         self.cancelled = threading.Event()
+        self.migrations = 1
         self.migrating = threading.Event()
         self.asked: list[tuple[str, Mapping[str, object]]] = []
 
@@ -211,8 +212,12 @@ class SmallHost:
         answer = {"outcome": "too-late", "decision": "target", "migration": MIGRATION}
         return answer | {"sentence": f"too late: {name} is on host-b"}
 
-    async def list_migrations(self, _c: Caller, _a: Any, _p: Progress) -> dict[str, Any]:
-        return {"migrations": [self.describe_migration()]}
+    async def list_migrations(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
+        given = Arguments.of(arguments, "limit", "before")
+        first = int(given.optional_text("before") or 0)
+        end = min(first + given.whole("limit", 1, 500, default=100), self.migrations)
+        described = [self.describe_migration() for _ in range(first, end)]
+        return {"migrations": described, "next": str(end) if end < self.migrations else None}
 
     async def show_migration(self, _c: Caller, arguments: Any, _p: Progress) -> dict[str, Any]:
         wanted = Arguments.of(arguments, "migration").text("migration")

@@ -161,3 +161,16 @@ def test_tables_fit_eighty_columns(
         assert lines
         assert all(len(line) <= 80 for line in lines)
     assert "…" in ldm("list").stdout
+
+
+def test_so_many_migrations_and_all_of_them(ldm: Run, host: SmallHost) -> None:
+    host.migrations = 1101
+    few = ldm("list-migrations", "-n", "3")
+    assert len(few.stdout.splitlines()) == 1 + 3
+    assert "--all shows them" in few.stderr
+    assert len(ldm("list-migrations").stdout.splitlines()) == 1 + 100
+    every = ldm("list-migrations", "--all")
+    assert len(every.stdout.splitlines()) == 1 + 1101
+    assert every.stderr == ""
+    shown = json.loads(ldm("list-migrations", "--json", "-n", "2").stdout)
+    assert (len(shown["migrations"]), shown["more"]) == (2, True)
