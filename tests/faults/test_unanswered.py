@@ -64,7 +64,7 @@ async def test_a_copy_that_was_not_told_to_run_is_not_lost(
     ):
         uuid = await fleet.start_domain("host-a")
         target = fleet["host-b"]
-        held_up = "target.record-committed.before=delay:1"
+        held_up = "target.record-committed.before=delay:4"
         await target.call("arm-fault", {"fault": held_up})
         nursery.start_soon(migrate, fleet)
 
