@@ -14,7 +14,7 @@ import pytest
 from ldmd.client import connect
 from ldmd.definition import to_document
 from ldmd.errors import BadRequest, NotFound
-from ldmd.journal.store import _insert
+from ldmd.journal.rows import insert
 from tests.ldmd.host import define
 from tests.managers import Manager, make_fleet
 
@@ -30,9 +30,9 @@ def name_of(number: int) -> str:
 
 def add_migration(c: sqlite3.Connection, identity: str, definition: str, *kinds: str) -> None:
     uuid = json.loads(definition)["uuid"] if definition != UNREADABLE else ""
-    _insert(c, "migration", identity, "target", "host-b", "", uuid, "ldg1", "bound", definition)
+    insert(c, "migration", identity, "target", "host-b", "", uuid, "ldg1", "bound", definition)
     for sequence, kind in enumerate(kinds, 1):
-        _insert(c, "record", identity, sequence, kind, 1_700_000_000_000, "")
+        insert(c, "record", identity, sequence, kind, 1_700_000_000_000, "")
 
 
 @asynccontextmanager
