@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 
 from ldmd import storage_proof
 from ldmd.definition import DomainDefinition, VirtualDisk
-from ldmd.storage_identity import TEXT_LENGTH_MAX, NotKnown, Probe, is_open_in
+from ldmd.storage_identity import TEXT_LENGTH_MAX, NotKnown, Probe
 from ldmd.volumes import Found, Volumes, words
 from protocol.codec import make_printable
 from protocol.phases import RunState
@@ -129,7 +129,7 @@ class Proofs:
             entry["direct"] = found.probe.direct
             if run_state is RunState.INACTIVE:
                 return
-            if pid is not None and not is_open_in(pid, found.probe.key):
+            if pid is not None and not await self.volumes.is_open_in(pid, found.probe.key):
                 entry["why"] = (
                     "the domain has something else open than what the volume's path leads to"
                 )

@@ -26,7 +26,7 @@ from ldmd.domains import Domain, Domains
 from ldmd.errors import HypervisorError, OutcomeUnknown
 from ldmd.hypervisor.driver import DiskStatus, DomainProcess
 from ldmd.journal.records import DomainState
-from ldmd.storage_identity import is_open_in, key_of
+from ldmd.storage_identity import key_of
 from ldmd.volumes import Found, Volume, words
 
 log = logging.getLogger("ldmd.multipath")
@@ -190,7 +190,7 @@ class Multipath:
                 paths.in_use = await self._find(disk, volume, paths)
         if paths.in_use is None:
             return
-        if not is_open_in(process.pid, paths.in_use.probe.key):
+        if not await volumes.is_open_in(process.pid, paths.in_use.probe.key):
             paths.reasons[paths.in_use.volume.name] = "the domain has something else open"
             paths.in_use = None
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import trio
@@ -18,7 +19,7 @@ from attrs import define, field, frozen
 from ldmd.config import VolumeSettings
 from ldmd.definition import DomainDefinition, VirtualDisk
 from ldmd.errors import NotFound, WrongState
-from ldmd.storage_identity import Probe, probe
+from ldmd.storage_identity import Probe, is_open_in, probe
 
 LOOK_SECONDS: Final = 5.0
 """For one look at one volume; storage that takes longer counts as gone."""
@@ -143,6 +144,12 @@ class Volumes:
             return await trio.to_thread.run_sync(
                 function, abandon_on_cancel=True, limiter=self._threads
             )
+
+    async def is_open_in(self, pid: int, key: tuple[str, int, int]) -> bool:
+        """Whether that process has the file or device open; False too when its storage does not answer."""
+        with suppress(trio.TooSlowError):
+            return await self.in_thread(functools.partial(is_open_in, pid, key))
+        return False
 
     # ---- opening -----------------------------------------------------------------------------------------
 

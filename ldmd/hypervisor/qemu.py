@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import ClassVar, Final, Literal
@@ -164,7 +164,8 @@ class QemuHypervisor(Hypervisor):
     ) -> QemuDomain:
         selection = select(definition, await self._load_catalogues())
         receiving = expected is RunStatus.RECEIVING
-        with _resources(definition, attachments) as resources:
+        disks = [await find_disk(path) for path in _find_volumes(definition, attachments)]
+        with _resources(definition, attachments, disks) as resources:
             record = QemuRecord(
                 uuid=definition.uuid,
                 ram_descriptor=resources.ram_descriptor,
@@ -228,7 +229,9 @@ class QemuHypervisor(Hypervisor):
 
 
 @contextmanager
-def _resources(definition: DomainDefinition, attachments: Attachments) -> Iterator[Resources]:
+def _resources(
+    definition: DomainDefinition, attachments: Attachments, disks: Sequence[Disk]
+) -> Iterator[Resources]:
     """Made for one process; it has inherited what it needs when they are closed. Raises HypervisorError."""
     with ExitStack() as stack:
         ram = _make_ram(definition)
@@ -241,7 +244,6 @@ def _resources(definition: DomainDefinition, attachments: Attachments) -> Iterat
             tap = open_tap(bridge)
             stack.callback(os.close, tap)
             taps.append(tap)
-        disks = [_find_disk(vdisk.name, attachments) for vdisk in definition.vdisks]
         yield Resources(ram_descriptor=ram, disks=disks, taps=taps)
 
 
@@ -267,8 +269,8 @@ def _make_ram(definition: DomainDefinition) -> int:
     return descriptor
 
 
-def _find_disk(name: str, attachments: Attachments) -> Disk:
-    path = attachments.disks.get(name)
-    if path is None:
-        raise HypervisorError(f"vdisk {name} has no volume on this host")
-    return find_disk(path)
+def _find_volumes(definition: DomainDefinition, attachments: Attachments) -> list[Path]:
+    missing = [vdisk.name for vdisk in definition.vdisks if vdisk.name not in attachments.disks]
+    if missing:
+        raise HypervisorError(f"vdisk {missing[0]} has no volume on this host")
+    return [attachments.disks[vdisk.name] for vdisk in definition.vdisks]

@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import trio
+
 from ldmd.definition import VirtualDisk
 from ldmd.errors import HypervisorError, OutcomeUnknown
 from ldmd.hypervisor.driver import DiskStatus
@@ -31,10 +33,27 @@ _DEVICE: Final = "/machine/peripheral/vdisk{}"
 _FAILED: Final = "failed"
 """Not "nospace": storage that is full is so by every path."""
 _IO_ERROR: Final = 5
+LOOK_SECONDS: Final = 5.0
+"""For one look at one volume; storage that takes longer counts as gone."""
+THREADS_MAX: Final = 32
+"""Own ones: looks at dead storage must not take the threads of everything else."""
 
 
-def find_disk(path: Path) -> Disk:
-    """What QEMU has to know of a volume. Raises HypervisorError."""
+_threads: Final = trio.CapacityLimiter(THREADS_MAX)
+
+
+async def find_disk(path: Path) -> Disk:
+    """What QEMU has to know of a volume. Raises HypervisorError, also when the storage does not answer."""
+    with trio.move_on_after(LOOK_SECONDS):
+        return await trio.to_thread.run_sync(
+            _find_disk, path, abandon_on_cancel=True, limiter=_threads
+        )
+    raise HypervisorError(
+        f"volume {path} does not answer", remedy="look at the storage that it lies on"
+    )
+
+
+def _find_disk(path: Path) -> Disk:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):

@@ -243,7 +243,7 @@ class QemuDomain(DomainProcess):
             return DisksReport(stopped=stopped, disks=await qemu_disks.ask(qmp, self.vdisks))
 
     async def switch_disk(self, vdisk: str, path: Path) -> None:
-        disk = await trio.to_thread.run_sync(qemu_disks.find_disk, path)
+        disk = await qemu_disks.find_disk(path)
         async with self._connected() as qmp:
             state = await query_state(qmp)
             if state != "io-error":
