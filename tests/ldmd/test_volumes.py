@@ -233,6 +233,7 @@ async def test_facts_name_no_path_and_fit_into_a_message(pair: Pair, tmp_path: P
     message = Check(
         migration="0" * 32,
         dry_run=True,
+        force=False,
         run_state=RunState.RUNNING,
         domain={},
         new_name=None,
