@@ -10,9 +10,9 @@ import click
 import trio
 from attrs import define, field
 
-from ldmd.cli.session import Manager, pass_manager
+from ldmd.cli.session import Manager, pass_manager, run
 from ldmd.cli.terminal import Escape, Keys, raw_terminal, read_keys, write_output
-from ldmd.client import ControlClient
+from ldmd.client import connect
 from ldmd.console_client import ENDED, TYPED_BYTES_MAX, ConsoleStream, open_console
 from ldmd.errors import Busy
 from protocol.limits import CONSOLE_REPLAY_LINES_MAX, MIB
@@ -78,11 +78,14 @@ def console(
         visit = Visit(domain, terminal=terminal, reads=terminal or not read_only)
         visit.wait_seconds = wait_seconds
 
-        async def conversation(client: ControlClient) -> int:
-            async with open_console(client, domain, access=access, replay_lines=lines) as stream:
+        async def conversation() -> int:
+            async with (
+                connect(manager.socket) as client,
+                open_console(client, domain, access=access, replay_lines=lines) as stream,
+            ):
                 return await visit.run(stream)
 
-        status = manager.ask(conversation)
+        status = run(conversation)
         if terminal and status != STOPPED_STATUS:
             visit.say(f"left the console of {domain}")
     if status:
