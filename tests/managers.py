@@ -36,6 +36,7 @@ hold-seconds = 3
 probe-seconds = 2
 settle-retry-seconds-min = 0.05
 settle-retry-seconds-max = 0.5
+outgoing-max = 16
 """
 
 
