@@ -256,9 +256,9 @@ class Proofs:
                 f": {make_printable(why, WHY_LENGTH_MAX)}" if isinstance(why, str) and why else ""
             )
         if not identity.text:
-            return f"which storage it is here cannot be told: {identity.why}"
+            return f"which storage it is on {self.host} cannot be told: {identity.why}"
         if claim.identity != identity.text:
-            return f"it is {_short(identity.text)} here and {_short(claim.identity)} on {source}"
+            return f"it is {_short(identity.text)} on {self.host} and {_short(claim.identity)} on {source}"
         if identity.base is None:
             return ""
         if claim.nonce:
@@ -268,7 +268,7 @@ class Proofs:
             failed = f"what {source} wrote beside it is not there"
         elif claim.lock:
             look = functools.partial(storage_proof.has_lock, identity.base, proof, label)
-            failed = f"the lock that {source} has on it is not seen here"
+            failed = f"the lock that {source} has on it is not seen on {self.host}"
         else:
             return f"{source} proves nothing"
         try:

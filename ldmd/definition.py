@@ -8,6 +8,7 @@ key is an error. All faults are named at once.
 
 from __future__ import annotations
 
+import collections
 import difflib
 import re
 import tomllib
@@ -96,8 +97,8 @@ def _no_two(**kinds: Any) -> Any:
     def check(_instance: object, _attribute: attrs.Attribute[Any], items: tuple[Any, ...]) -> None:
         faults = []
         for kind, value_of in kinds.items():
-            values = [value_of(item) for item in items]
-            twice = sorted({value for value in values if values.count(value) > 1})
+            counts = collections.Counter(value_of(item) for item in items)
+            twice = sorted(value for value, count in counts.items() if count > 1)
             faults += [f"{kind.replace('_', ' ')} {value} is there twice" for value in twice]
         if faults:
             raise ValueError("; ".join(faults))

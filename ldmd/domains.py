@@ -292,6 +292,10 @@ class Domains:
                     f"the hypervisor {capabilities.kind} here has no {what} {name}",
                     remedy=f"it has {', '.join(sorted(known)[:12])}",
                 )
+        try:
+            await self.inventory.hypervisor(definition.hypervisor).require_possible(definition)
+        except HypervisorError as error:
+            raise WrongState(error.sentence, remedy=error.remedy) from error
 
     def require_held(self, definition: DomainDefinition) -> None:
         """That it can be held, now: no checkpoint until it is. Raises Busy."""

@@ -18,6 +18,9 @@ from ldmd.errors import Busy
 from protocol.limits import CONSOLE_REPLAY_LINES_MAX, MIB
 
 STOPPED_STATUS: Final = 3
+NOT_TAKEN_STATUS: Final = 75  # EX_TEMPFAIL of sysexits.h
+TAKE_SECONDS: Final = 30.0
+"""How long a domain may take nothing of what a script types: longer than it is suspended while it moves."""
 KEYS_BYTES_MAX: Final = 1 * MIB
 """Typed and not sent yet; with more than that, keys are not read, and ~. not heard."""
 SCREEN_LINES: Final = 24
@@ -68,7 +71,7 @@ def console(
     In a pipe, standard input is typed to its end; when the domain has taken it all, its output is
     shown for some time more (--wait).
 
-    Exit status: 0 left, 3 the domain has stopped.
+    Exit status: 0 left, 3 the domain has stopped, 75 it takes no more of what a pipe types.
     """
     if force and read_only:
         raise click.UsageError("--force is to type, --read-only is not to")
@@ -216,10 +219,23 @@ class Visit:
                 await self._changed.wait()
         self._ended = True
         self._tell()
-        while self._taken_bytes < self._typed_bytes:
-            await self._changed.wait()
-        await trio.sleep(self.wait_seconds)
+        if await self._wait_taken():
+            await trio.sleep(self.wait_seconds)
+        else:
+            self.say(f"{self.domain} took {self._taken_bytes} of {self._typed_bytes} bytes")
+            self._status = NOT_TAKEN_STATUS
         whole.cancel()
+
+    async def _wait_taken(self) -> bool:
+        """All that was typed; False when the domain takes no more of it."""
+        while self._taken_bytes < self._typed_bytes:
+            before = self._taken_bytes
+            with trio.move_on_after(TAKE_SECONDS):
+                while self._taken_bytes == before:
+                    await self._changed.wait()
+            if self._taken_bytes == before:
+                return False
+        return True
 
     async def _read_some(self) -> bytes:
         try:

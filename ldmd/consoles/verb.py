@@ -149,17 +149,18 @@ class Session:
         pause, longest = RECONNECT_PAUSE_SECONDS
         first = True
         while True:
+            keeper, began = self.peer, self._position
             outcome = await self._attend(opening)
             first = first and self._stay is None
             if not first and opening.access is ConsoleAccess.FORCE:
                 opening = evolve(opening, access=ConsoleAccess.WRITE)
             if outcome.end is End.STOPPED:
                 return {"end": "stopped", "sentence": outcome.sentence}
-            if outcome.end is End.MOVED and outcome.moved_to is not None:
+            if outcome.end is End.MOVED and outcome.moved_to not in (None, keeper):
                 self.peer, self._stay = outcome.moved_to, None
                 opening = evolve(opening, stay=None, position=None if first else 0)
                 await self.channel.tell({"event": "moved", "host": outcome.moved_to})
-                if not self._types:
+                if not self._types or self._position == began:  # keepers may send us in circles
                     await trio.sleep(GIVE_WAY_SECONDS)
             elif outcome.end is End.ANOTHER_STAY:
                 self._stay = None

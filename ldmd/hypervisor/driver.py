@@ -226,6 +226,10 @@ class Hypervisor(abc.ABC):
         """What the definition's ``cpu-arch`` means on this host. Raises HypervisorError when it means nothing here."""
 
     @abc.abstractmethod
+    async def require_possible(self, definition: DomainDefinition) -> None:
+        """That such a domain can be made here, room apart. Raises HypervisorError, saying why not."""
+
+    @abc.abstractmethod
     async def create(
         self, definition: DomainDefinition, run_directory: Path, attachments: Attachments
     ) -> DomainProcess:

@@ -283,7 +283,7 @@ class EmulatedHypervisor(Hypervisor):
         *,
         receiving: bool,
     ) -> EmulatedDomain:
-        clock_mhz = _check_definition(definition, attachments)
+        clock_mhz = _check_definition(definition)
         argv = [sys.executable, "-P", "-m", MODULE, "--uuid", definition.uuid]
         argv += ["--memory-bytes", str(definition.memory_bytes), "--clock-mhz", str(clock_mhz)]
         argv += ["--firmware", definition.firmware, *(["--receiving"] if receiving else [])]
@@ -298,6 +298,10 @@ class EmulatedHypervisor(Hypervisor):
                 raise HypervisorError(f"the domain did not start: {error}") from error
             raise
         return domain
+
+    async def require_possible(self, definition: DomainDefinition) -> None:
+        await trio.lowlevel.checkpoint()
+        _check_definition(definition)
 
     async def _ask_version(self) -> tuple[int, ...]:
         """Starts the machine's program: the package may be there and its library not load."""
@@ -320,10 +324,9 @@ class EmulatedHypervisor(Hypervisor):
         )
 
 
-def _check_definition(definition: DomainDefinition, attachments: Attachments) -> int:
+def _check_definition(definition: DomainDefinition) -> int:
     """What this machine cannot be made of; gives the clock in MHz. Raises HypervisorError."""
     devices = [d.name for d in definition.vdisks] + [n.name for n in definition.vnets]
-    devices += [*attachments.disks, *attachments.bridges]
     faults = (
         (
             definition.machine != MACHINE,
@@ -336,11 +339,14 @@ def _check_definition(definition: DomainDefinition, attachments: Attachments) ->
             definition.huge_pages != "none",
             f"has no huge pages, and the domain wants those of {definition.huge_pages}",
         ),
-        (bool(devices), f"has no virtual disks and networks; the domain has {devices}"),
+        (bool(devices), f"has no vdisks and no vnets; the domain has {', '.join(devices)}"),
     )
     for wrong, sentence in faults:
         if wrong:
-            raise HypervisorError(f"the emulated machine {sentence}")
+            raise HypervisorError(
+                f"the emulated machine {sentence}",
+                remedy="change the definition, or define the domain for qemu",
+            )
     text = dict(definition.variables).get(CLOCK_VARIABLE, str(CLOCK_MHZ_DEFAULT))
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= CLOCK_MHZ_MAX):
         raise HypervisorError(

@@ -155,6 +155,9 @@ class QemuHypervisor(Hypervisor):
             domain.keyboard.enable()
         return domain
 
+    async def require_possible(self, definition: DomainDefinition) -> None:
+        select(definition, await self._load_catalogues())
+
     async def _create(
         self,
         definition: DomainDefinition,

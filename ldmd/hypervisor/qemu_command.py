@@ -247,7 +247,7 @@ def find_machine(
         known = sorted(set().union(*(c.aliases for c in catalogues.values()))) or ["none"]
         raise HypervisorError(
             f"this host's QEMU has no machine {definition.machine!r}",
-            remedy=f"use one that 'ldm list-hypervisors' shows, for example {', '.join(known)}",
+            remedy=f"use one that it has, for example {', '.join(known)}",
         )
     return family, catalogue
 
@@ -306,7 +306,7 @@ def choose_cpu(
         return CpuChoice(definition.cpu_arch)
     raise HypervisorError(
         f"this host's QEMU has no CPU {definition.cpu_arch!r}",
-        remedy="use generic, native or one that 'ldm list-hypervisors' shows",
+        remedy=f"use generic, native, or a model that `{catalogue.program} -cpu help` lists",
     )
 
 

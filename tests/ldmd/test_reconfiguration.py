@@ -29,6 +29,7 @@ from ldmd.errors import (
     NotFound,
     WrongState,
 )
+from ldmd.hypervisor.emulated import EmulatedHypervisor
 from ldmd.journal.records import DomainEntry, DomainState
 from ldmd.reconfiguration import WHEN, Outcome, When, cancel, differing, plan, reconfigure
 from protocol.phases import RunState
@@ -526,3 +527,28 @@ def test_an_active_domain_ends_up_as_an_inactive_one(steps: list[Edit], ends: se
         if number in ends:
             definition, pending = pending or definition, None
     assert (pending or definition) == inactive
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"vcpus": 2}, "has one vcpu, not 2"),
+        ({"cpu_arch": "nosuch"}, "has no CPU nosuch"),
+        ({"huge_pages": "2MiB"}, "has no huge pages"),
+        ({"vdisks": (DISK,)}, "has no vdisks and no vnets; the domain has d0"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("state", [BOUND, ACTIVE])
+async def test_what_no_domain_here_can_be_made_of(
+    host: Config, state: DomainState, fields: dict[str, Any], why: str
+) -> None:
+    """It would not start when its time comes; and one that cannot start is not bound."""
+    async with open_domains(host, {"emulated": EmulatedHypervisor()}) as domains:
+        domain = await make(domains, state)
+        with pytest.raises(WrongState, match=why):
+            await change(domains, put(**fields))
+        assert domain.pending is None
+        other = await domains.add(define("other", **fields))
+        with pytest.raises(WrongState, match=why):
+            await domains.bind(other)

@@ -304,7 +304,7 @@ async def test_an_inactive_domain_has_nothing_proved(tmp_path: Path) -> None:
         ({"nonce": 7}, "cannot say which storage"),
         ({"nonce": None}, "host-a proves nothing"),
         ({"nonce": None, "lock": "yes"}, "host-a proves nothing"),
-        ({"nonce": None, "lock": True}, "the lock that host-a has on it is not seen here"),
+        ({"nonce": None, "lock": True}, "the lock that host-a has on it is not seen on host-b"),
     ],
 )
 async def test_what_is_not_proved_is_not_the_same(

@@ -48,7 +48,10 @@ async def test_a_volume_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
             "host-a": vds(primary_vds0=f"'{good}'"),
             "host-b": vds(primary_vds0=f"'{folder / 'root'}'"),
         }
-        async with make_fleet(tmp_path / "fleet", extra=extra) as fleet, trio.open_nursery() as nursery:
+        async with (
+            make_fleet(tmp_path / "fleet", extra=extra) as fleet,
+            trio.open_nursery() as nursery,
+        ):
             await fleet.start_domain("host-a")
             definition = {
                 "name": "with-disk",
