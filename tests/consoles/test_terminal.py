@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from attrs import define, field
 
+from ldmd.cli.console import TAKE_SECONDS, Visit
 from ldmd.cli.terminal import Escape, Keys
 from tests.consoles.visitor import visit
 from tests.managers import Manager, make_fleet, wait_for
@@ -249,3 +251,23 @@ async def test_a_reader_that_goes_away_ends_it(tmp_path: Path) -> None:
                 while process.poll() is None:
                     await trio.sleep(0.01)
             assert process.returncode == 0
+
+
+async def test_what_is_not_taken_is_not_waited_for_without_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    visit = Visit("ldg1", terminal=False, reads=True)
+    visit._typed_bytes = 8
+    async with trio.open_nursery() as nursery:
+
+        async def take(*counts: int) -> None:
+            for count in counts:
+                await trio.sleep(TAKE_SECONDS * 0.9)
+                visit._taken_bytes = count
+                visit._tell()
+
+        nursery.start_soon(take, 3, 5)
+        assert not await visit._wait_taken()
+        assert visit._taken_bytes == 5, "it was waited for as long as it went on"
+        nursery.start_soon(take, 8)
+        assert await visit._wait_taken()
