@@ -160,6 +160,7 @@ def send_domain(port: int, tls: Path, host: str, taken: ForeignTarget) -> None:
         "CHECK",
         **this,
         dry_run=False,
+        force=False,
         run_state=taken.check["run_state"],
         domain=taken.check["domain"],
         new_name=None,
