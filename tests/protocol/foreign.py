@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 import struct
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Link:
             host=host,
             release="foreign",
             journal="0123456789abcdef" * 2,
-            time_unix_ms=1_700_000_000_000,
+            time_unix_ms=time.time_ns() // 1_000_000,
         )
         self.hello = self.hear("HELLO")
 
@@ -166,7 +167,8 @@ def send_domain(port: int, tls: Path, host: str, taken: ForeignTarget) -> None:
         new_name=None,
         facts=taken.check["facts"],
     )
-    assert link.hear("CHECKED")["findings"] == []
+    findings = link.hear("CHECKED")["findings"]
+    assert findings == [], findings
     listed = [
         {"name": name, "size_bytes": len(ram)}
         for name, ram in zip(taken.names, taken.regions, strict=True)
