@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
