@@ -42,59 +42,73 @@ async def confirm(migration: Migration) -> None:
 
     Ends early when a person has decided that it may (``Migration.stands``).
     """
-    host, uuid = migration.host, migration.definition.uuid
     tries = 0
-    while not migration.stands.is_set():
-        verdict, sentence = await _ask_its_peer(migration)
-        if verdict is Verdict.STANDS:
-            verdict, sentence = await _ask_others(
-                host, migration.definition, without=migration.peer
-            )
-        migration.verdict = verdict
-        migration.attempts += 1
-        if verdict is Verdict.STANDS:
-            break
+    while (sentence := await _find_obstacle(migration)) is not None:
         log.warning("migration %s of %s: %s", migration.id[:8], migration.name, sentence)
         migration.progress.sentence = sentence
         await migration.tell_change()
-        limits = host.config.migration
+        limits = migration.host.config.migration
         longest = min(
             limits.settle_retry_seconds_max, limits.settle_retry_seconds_min * 2 ** min(tries, 30)
         )
         tries += 1
         await migration.wait_nudge(longest * random.uniform(0.5, 1.0))
-    await host.journal.confirm(uuid)
 
 
-async def _ask_its_peer(migration: Migration) -> tuple[Verdict | None, str]:
-    """None: it was not to be had."""
-    host = migration.host
-    peer = host.config.peers.get(migration.peer)
-    migration.peer_answers = False
-    if peer is None:
-        return None, f"{migration.peer} is not a peer of this host any more, and must be asked"
-    gives_up = migration.side is Side.SOURCE and migration.records[-1].kind in GIVEN_UP
+async def _find_obstacle(migration: Migration) -> str | None:
+    """Why it may not be acted on yet; None when it may, and that is kept."""
     try:
-        standing = await ask(host, peer, migration.id, migration.definition.uuid)
-        migration.peer_answers = True
-        if gives_up and standing.holding in ELSEWHERE:
-            return (
-                Verdict.OLDER,
-                f"{peer.name} has {migration.name}, and this host's journal does not know why",
+        if not migration.stands.is_set():
+            verdict, sentence = await _ask_peers(migration)
+            migration.verdict = verdict
+            migration.attempts += 1
+            if verdict is not Verdict.STANDS:
+                return sentence
+        await migration.host.journal.confirm(migration.definition.uuid)
+    except JournalError as error:
+        return f"that this host's journal is the latest cannot be kept: {error.sentence}"
+    return None
+
+
+async def _ask_peers(migration: Migration) -> tuple[Verdict | None, str]:
+    """None: the one that it is with was not to be had, or this host's own journal was not."""
+    try:
+        verdict, sentence = await _ask_its_peer(migration)
+        if verdict is Verdict.STANDS:
+            verdict, sentence = await _ask_others(
+                migration.host, migration.definition, without=migration.peer
             )
-        verdict, sentence = await judge_all(host, peer.name, standing)
-        if gives_up and verdict is Verdict.STANDS and standing.kinds:
-            await ask_to_give_up(host, peer, migration.id)
     except (LinkError, ConfigurationError, JournalError) as error:
         words = f"whether this host's journal is the latest is not known: {error.sentence}"
         return None, words
     return verdict, sentence
 
 
+async def _ask_its_peer(migration: Migration) -> tuple[Verdict | None, str]:
+    """None: it is no peer any more. Raises LinkError, ConfigurationError, JournalError."""
+    host = migration.host
+    peer = host.config.peers.get(migration.peer)
+    migration.peer_answers = False
+    if peer is None:
+        return None, f"{migration.peer} is not a peer of this host any more, and must be asked"
+    gives_up = migration.side is Side.SOURCE and migration.records[-1].kind in GIVEN_UP
+    standing = await ask(host, peer, migration.id, migration.definition.uuid)
+    migration.peer_answers = True
+    if gives_up and standing.holding in ELSEWHERE:
+        return (
+            Verdict.OLDER,
+            f"{peer.name} has {migration.name}, and this host's journal does not know why",
+        )
+    verdict, sentence = await judge_all(host, peer.name, standing)
+    if gives_up and verdict is Verdict.STANDS and standing.kinds:
+        await ask_to_give_up(host, peer, migration.id)
+    return verdict, sentence
+
+
 async def _ask_others(
     host: Host, definition: DomainDefinition, *, without: str
 ) -> tuple[Verdict, str]:
-    """Whether any other peer that answers has the domain. Those that are away cannot be waited for."""
+    """Whether any other peer that answers has the domain. Those that are away cannot be waited for. Raises JournalError."""
     peers = [p for p in host.config.peers.values() if p.name != without and p.address is not None]
     for peer, standing in (await _ask_all(host, peers, definition.uuid)).items():
         sentence = await _find_objection(host, peer, standing, definition)
@@ -141,6 +155,7 @@ async def _ask_all(host: Host, peers: Iterable[Peer], uuid: str) -> dict[str, St
 async def _find_objection(
     host: Host, peer: str, standing: Standing, definition: DomainDefinition
 ) -> str:
+    """Empty when there is none. Raises JournalError."""
     if standing.holding in ELSEWHERE:
         return f"{peer} has it, and this host's journal does not know why"
     verdict, sentence = await judge_all(host, peer, standing)

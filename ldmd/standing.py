@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 
 from ldmd.errors import ConfigurationError, LinkError
 from ldmd.host import Host
-from ldmd.journal.records import MigrationHistory, Side
+from ldmd.journal.records import MigrationSummary, Side
 from ldmd.link.dialer import dial
 from ldmd.link.identity import Peer
 from ldmd.link.pump import Link
@@ -139,28 +139,28 @@ class Questions:
 
 async def answer(host: Host, peer: str, journal: str, question: m.Ask) -> m.Standing:
     """Only what was agreed with the journal that the peer has now: a new one knows nothing of it. Raises JournalError."""
-    histories = await host.journal.load_migrations(uuid=question.uuid)
-    theirs = [h for h in histories if (h.entry.peer, h.entry.peer_journal) == (peer, journal)]
-    shared = theirs[-limits.TRAILS_MAX :]
+    summaries = await host.journal.list_of_domain(question.uuid)
+    theirs = [s for s in summaries if (s.peer, s.peer_journal) == (peer, journal)]
+    shared = theirs[: limits.TRAILS_MAX][::-1]
     return m.Standing(
         migration=question.migration,
-        holding=find_holding(host, question.uuid, histories),
+        holding=find_holding(host, question.uuid, summaries),
         trails=tuple(
             m.Trail(
-                migration=h.entry.id,
-                role=role_of(h.entry.side),
-                kinds=h.kinds[-limits.RECORDS_MAX :],
+                migration=s.id,
+                role=role_of(s.side),
+                kinds=s.kinds[-limits.RECORDS_MAX :],
             )
-            for h in shared
+            for s in shared
         ),
     )
 
 
-def find_holding(host: Host, uuid: str, histories: list[MigrationHistory]) -> Holding:
+def find_holding(host: Host, uuid: str, summaries: list[MigrationSummary]) -> Holding:
     domain = host.domains.find(uuid)
     if domain is None:
         return Holding.PROCESS if uuid in host.inventory.living_orphans() else Holding.NOTHING
-    last = next((h.kinds[-1] for h in histories if h.entry.id == domain.migration), None)
+    last = next((s.kinds[-1] for s in summaries if s.id == domain.migration), None)
     return Holding.UNDECIDED if last in UNDECIDED else Holding.OWNED
 
 
@@ -171,10 +171,10 @@ def role_of(side: Side) -> Role:
 async def judge_all(host: Host, peer: str, standing: Standing) -> tuple[Verdict, str]:
     """What all that the peer has says of this host's journal, and a sentence on it. Raises JournalError."""
     unsure: tuple[Verdict, str] = (Verdict.STANDS, "")
+    summaries = await host.journal.list_these(trail.migration for trail in standing.trails)
+    known = {summary.id: summary.kinds for summary in summaries}
     for trail in standing.trails:
-        history = await host.journal.load_migration(trail.migration)
-        ours = () if history is None else history.kinds
-        verdict, kind = judge(trail.role, trail.kinds, ours)
+        verdict, kind = judge(trail.role, trail.kinds, known.get(trail.migration, ()))
         words = f"{peer} has recorded {kind} of migration {trail.migration[:12]}"
         if verdict is Verdict.OLDER:
             return (

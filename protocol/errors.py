@@ -1,7 +1,7 @@
 """Who broke the rules: this side or the other.
 
     ProtocolError
-     ├── LocalProtocolError    our caller asked for something the tables do not allow: a bug, never caught
+     ├── LocalProtocolError    our caller asked for something the tables do not allow: a bug, caught for consoles alone
      └── RemoteProtocolError   the peer sent something that is not allowed: the link ends, with a code
 
 The split is h11's: only the second one may ever be caused by what arrives from outside.
@@ -15,7 +15,10 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError, AssertionError):
-    """We broke our own rules. It is a bug; the daemon stops and recovery reads the journal."""
+    """We broke our own rules. It is a bug; the daemon stops and recovery reads the journal.
+
+    Where it was a console's rules nothing is to be recovered: that console's link ends, and the daemon goes on.
+    """
 
 
 class RemoteProtocolError(ProtocolError):

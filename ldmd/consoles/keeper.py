@@ -63,12 +63,23 @@ class Keeper:
         return f"{self.wanted.user}@{self.link.peer.name}"
 
     async def run(self) -> None:
+        """Raises nothing: a bug here ends this console, and no migration."""
         try:
-            with self._scope:
-                self._close(await self._keep())
-        except trio.Cancelled:
-            self._close(Outcome(end=End.STOPPING, sentence="the manager is stopping"))
-            raise
+            try:
+                with self._scope:
+                    self._close(await self._keep())
+            except trio.Cancelled:
+                self._close(Outcome(end=End.STOPPING, sentence="the manager is stopping"))
+                raise
+        except* Exception as group:
+            self._give_up(group)
+
+    def _give_up(self, error: Exception) -> None:
+        """Its user is shown the console anew when the link is made again."""
+        log.error(
+            "the console of %s, shown to %s, has a bug", self.wanted.uuid, self.user, exc_info=error
+        )
+        self.link.abort()
 
     def _close(self, outcome: Outcome) -> None:
         closed = m.ConsoleClosed(
@@ -76,8 +87,12 @@ class Keeper:
             sentence=make_printable(outcome.sentence),
             moved_to=outcome.moved_to,
         )
-        self._say(closed)
-        self.link.close()  # when all that was said is sent
+        try:
+            self._say(closed)
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self.link.close()  # when all that was said is sent
 
     async def _keep(self) -> Outcome:
         keepers, peer = self.keepers, self.link.peer
@@ -145,7 +160,15 @@ class Keeper:
     # ---- what the link says ------------------------------------------------------------------------------
 
     def hear(self, message: m.ConsoleMessage) -> None:
-        """Raises RemoteProtocolError."""
+        """Raises RemoteProtocolError, and nothing else: this is the link's reader."""
+        try:
+            self._hear(message)
+        except RemoteProtocolError:
+            raise
+        except Exception as error:
+            self._give_up(error)
+
+    def _hear(self, message: m.ConsoleMessage) -> None:
         self.talk.hear(message)
         if isinstance(message, m.ConsoleInput):
             self.keyboard.put_now(message.data)

@@ -84,6 +84,8 @@ class Sitting:
     viewer: Viewer
     _typed: trio.Event = field(factory=trio.Event, init=False)
     """The domain took some keys: it will print soon."""
+    _offered_bytes: int = field(default=0, init=False)
+    """The first keys on the keyboard, whose fate their call will tell: whoever takes over drops the others."""
     _over: bool = field(default=False, init=False)
 
     async def run(self, position: int) -> Outcome:
@@ -141,9 +143,11 @@ class Sitting:
                     if self._over:
                         return
                     data = keyboard.peek(0, TYPED_AT_ONCE_BYTES) if self.seat.types else b""
-                    taken_bytes = await self._offer(data)
-                    keyboard.advance(taken_bytes)
-                if taken_bytes:
+                    counted_bytes = keyboard.taken_bytes
+                    keyboard.advance(await self._offer(data))
+                    if not self.seat.types:
+                        keyboard.drop()
+                if keyboard.taken_bytes > counted_bytes:
                     self._typed.set()
                     await self.viewer.taken()
                 else:
@@ -157,17 +161,20 @@ class Sitting:
         """Raises HypervisorError."""
         if not data:
             return 0
+        self._offered_bytes = len(data)
         try:
             return await self.process.write_console(data)
         except (OutcomeUnknown, OSError):
             # it does not answer, and a request that was given up is not carried out later; or no descriptors are left
             return 0
+        finally:
+            self._offered_bytes = 0
 
     async def _tell_writer(self) -> None:
         while True:
             await self.seat.changed.wait()
             self.seat.changed = trio.Event()
-            self.viewer.keyboard.enable(self.seat.types)
+            self.viewer.keyboard.enable(self.seat.types, self._offered_bytes)
             await self.viewer.taken()
             await self.viewer.writer_changed(self.seat.writer)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 log = logging.getLogger("ldmd.journal")
 
@@ -38,7 +38,7 @@ class Position:
     path: Path | None
     journal: str = ""
     transactions: int = 0
-    unconfirmed: set[str] = field(factory=set)
+    unconfirmed: frozenset[str] = frozenset()
 
     def read(self) -> Mark | None:
         """None when there is none that can be read: it is not on a disk that keeps things, so that is no damage."""
@@ -62,7 +62,7 @@ class Position:
     ) -> None:
         """The journal is open. ``uuids``: of all domains that it has, or has an open migration of. Raises OSError."""
         self.journal = journal
-        there = set(uuids)
+        there = frozenset(uuids)
         proven = mark is not None and mark.journal == journal
         self.unconfirmed = there & mark.unconfirmed if proven and mark is not None else there
         self.write(transactions)
@@ -73,13 +73,16 @@ class Position:
         Where it cannot be written it is removed, so that nobody takes an old one for the latest: that needs no room.
         """
         self.transactions = transactions
+        self._keep(self.unconfirmed)
+
+    def _keep(self, unconfirmed: Iterable[str]) -> None:
         if self.path is None:
             return
         content = json.dumps(
             {
                 "journal": self.journal,
-                "transactions": transactions,
-                "unconfirmed": sorted(self.unconfirmed),
+                "transactions": self.transactions,
+                "unconfirmed": sorted(unconfirmed),
             }
         )
         try:
@@ -91,8 +94,9 @@ class Position:
     def confirm(self, uuid: str) -> None:
         """Idempotent. Raises OSError."""
         if uuid in self.unconfirmed:
-            self.unconfirmed.discard(uuid)
-            self.write(self.transactions)
+            left = self.unconfirmed - {uuid}
+            self._keep(left)
+            self.unconfirmed = left
 
 
 def _write_whole(path: Path, content: bytes) -> None:

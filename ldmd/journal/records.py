@@ -75,11 +75,12 @@ class MigrationHistory(Recorded):
 
 @frozen(kw_only=True)
 class MigrationSummary(Recorded):
-    """For listings: without the definition, which takes longer to read than all the rest."""
+    """Without the definition: that takes longer to read than all the rest, and may not be accepted any more."""
 
     id: str
     side: Side
     peer: str
+    peer_journal: str
     uuid: str
     name: str
     run_state: RunState

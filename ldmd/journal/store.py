@@ -109,7 +109,7 @@ class Journal:
     @property
     def unconfirmed(self) -> frozenset[str]:
         """Uuids of domains of which nobody on this host can say whether the journal has the last word."""
-        return frozenset(self._position.unconfirmed)
+        return self._position.unconfirmed
 
     async def confirm(self, uuid: str) -> None:
         await self._run(lambda: self._position.confirm(uuid))
@@ -320,6 +320,10 @@ class Journal:
         values = (json.dumps(list(ids)),)
         chosen = "WHERE id IN (SELECT value FROM json_each(?))"
         return await self._read(lambda c: read_summaries(c, chosen, values))
+
+    async def list_of_domain(self, uuid: str) -> list[MigrationSummary]:
+        """All of one domain, newest first."""
+        return await self._read(lambda c: read_summaries(c, "WHERE uuid = ?", (uuid,)))
 
     async def find_migrations(self, beginning: str, limit: int) -> list[MigrationSummary]:
         """At most ``limit`` of those whose ids begin so."""

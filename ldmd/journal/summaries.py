@@ -1,4 +1,4 @@
-"""Migrations as listings show them, read without their definitions."""
+"""Migrations as listings show them and peers are told of them, read without their definitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_summaries(
 ) -> list[MigrationSummary]:
     """``chosen``: which rows of the table of migrations, in SQL."""
     rows = c.execute(
-        "SELECT m.id, side, peer, uuid, name, run_state, kind, time_unix_ms, sentence"
+        "SELECT m.id, side, peer, peer_journal, uuid, name, run_state, kind, time_unix_ms, sentence"
         f" FROM (SELECT rowid AS place, * FROM migration {chosen}) m JOIN record r ON r.migration = m.id"
         " ORDER BY place DESC, r.sequence",
         tuple(values),
@@ -30,10 +30,11 @@ def read_summaries(
             id=identity,
             side=Side(side),
             peer=peer,
+            peer_journal=peer_journal,
             uuid=uuid,
             name=name,
             run_state=RunState(run_state),
             records=tuple(records),
         )
-        for (identity, side, peer, uuid, name, run_state), records in found.items()
+        for (identity, side, peer, peer_journal, uuid, name, run_state), records in found.items()
     ]
