@@ -169,7 +169,7 @@ class Proofs:
             storage_proof.put, base, self.host, proof, label, wanted=living.__contains__
         )
         try:
-            return await self.volumes.in_thread(put)
+            return await self.volumes.in_thread(put, about=base)
         except BaseException:
             living.discard(name)  # a thread that was left alone removes what it makes
             raise
@@ -180,7 +180,7 @@ class Proofs:
         with trio.CancelScope(shield=True):
             for name, token in tokens:
                 try:
-                    await self.volumes.in_thread(token.remove)
+                    await self.volumes.in_thread(token.remove, about=token)
                 except (OSError, trio.TooSlowError) as error:
                     log.error(
                         "the nonce for %s stays until this manager starts again: %s",
@@ -196,7 +196,7 @@ class Proofs:
                 storage_proof.sweep, volume.settings.path, self.host, self._is_living
             )
             try:
-                for path in await self.volumes.in_thread(sweep):
+                for path in await self.volumes.in_thread(sweep, about=volume.settings.path):
                     log.warning("removed %s: an earlier manager left it", path)
             except (OSError, trio.TooSlowError) as error:
                 log.info("leftovers beside %s are not looked for: %s", volume.name, words(error))
@@ -272,7 +272,7 @@ class Proofs:
         else:
             return f"{source} proves nothing"
         try:
-            return "" if await self.volumes.in_thread(look) else failed
+            return "" if await self.volumes.in_thread(look, about=identity.base) else failed
         except (OSError, NotKnown, trio.TooSlowError) as error:
             return f"it cannot be told: {words(error)}"
 

@@ -378,6 +378,14 @@ class Domains:
         require_takeable(domain)
         domain.migration, domain.arriving = migration, False
 
+    async def take_in_turn(self, domain: Domain, migration: str) -> None:
+        """As ``take``, after whatever has the domain now. Raises Busy when that is a migration, NotFound."""
+        async with domain.lock:
+            if self._by_uuid.get(domain.definition.uuid) is not domain:
+                raise NotFound(f"there is no domain {domain.name} on this host any more")
+            require_free(domain)
+            domain.migration, domain.arriving = migration, False
+
     def let_go(self, uuid: str, migration: str) -> None:
         domain = self._by_uuid.get(uuid)
         if domain is not None and domain.migration == migration:

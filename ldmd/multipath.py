@@ -37,6 +37,8 @@ PROVE_SECONDS: Final = 30.0
 CALM_SECONDS: Final = 60.0
 """A domain that was stopped again sooner than that is resumed later and later: the storage itself may fail."""
 BACK_OFF_SECONDS_MAX: Final = 30.0
+WITHOUT_PATH_SECONDS_MAX: Final = 5.0
+"""Between two looks for a path where there was none: a domain waits for it, and is held while it is looked for."""
 
 Faults = (HypervisorError, OutcomeUnknown)
 
@@ -72,6 +74,8 @@ class Watched:
     paths: dict[str, Paths] = field(factory=dict)
     mended_at: float = float("-inf")
     wait_seconds: float = 0.0
+    next_try_at: float = float("-inf")
+    try_seconds: float = 0.0
     said: str = ""
 
     def close(self) -> None:
@@ -256,7 +260,9 @@ class Multipath:
             return None
 
         try:
-            return await self.domains.inventory.volumes.in_thread(hold)
+            return await self.domains.inventory.volumes.in_thread(
+                hold, about=found.volume.settings.path
+            )
         except (OSError, trio.TooSlowError):
             return None
 
@@ -276,7 +282,7 @@ class Multipath:
         if domain.process is not process or not _may_be_mended(domain):
             return
         now = trio.current_time()
-        if now < watched.mended_at + watched.wait_seconds:
+        if now < max(watched.mended_at + watched.wait_seconds, watched.next_try_at):
             return
         report = await process.report_disks()
         if not report.stopped:
@@ -294,7 +300,12 @@ class Multipath:
                     f"{domain.name} is stopped, and waits for its disk: no path to vdisk {disk.name}: {why}",
                 )
                 domain.path_notes[disk.name] = f"none, the domain waits: {why}"
+                watched.try_seconds = min(
+                    WITHOUT_PATH_SECONDS_MAX, watched.try_seconds * 2 or LOOK_SECONDS
+                )
+                watched.next_try_at = trio.current_time() + watched.try_seconds
                 return
+        watched.try_seconds = 0.0
         again = now < watched.mended_at + CALM_SECONDS
         watched.wait_seconds = (
             min(BACK_OFF_SECONDS_MAX, watched.wait_seconds * 2 or 1.0) if again else 0.0

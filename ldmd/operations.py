@@ -392,7 +392,7 @@ class Operations:
             raise BadRequest("the argument 'domain' or 'migration' is missing")
         if wanted is not None and name is not None:
             raise BadRequest("'domain' and 'migration' cannot be given together")
-        ticket = self.outgoing.find(wanted or name or "")
+        ticket = self._find_ticket(wanted, name)
         if ticket is not None and self.outgoing.withdraw(ticket):
             log.info("%s: cancel-operation migration %s, queued", caller.user, ticket.name)
             return {
@@ -401,6 +401,8 @@ class Operations:
                 "sentence": str(ticket.error),
                 "migration": ticket.id,
             }
+        if ticket is not None and wanted is not None:
+            wanted = ticket.id  # it may have been told an earlier one
         migration = self._find_open(wanted, name)
         log.info("%s: cancel-operation migration %s", caller.user, migration.name)
         too_late = migration.decision is not Decision.OPEN
@@ -424,6 +426,12 @@ class Operations:
             "sentence": f"too late: past the point of no return; {migration.name} is on {target}",
             "migration": migration.id,
         }
+
+    def _find_ticket(self, wanted: str | None, name: str | None) -> Ticket | None:
+        if wanted is not None:
+            return self.outgoing.find(wanted)
+        domain = self.host.domains.lookup(name or "")
+        return None if domain is None else self.outgoing.of_domain(domain.definition.uuid)
 
     def _find_open(self, wanted: str | None, name: str | None) -> Migration:
         """Raises NotFound, WrongState, Busy: what is not certainly meant is not cancelled."""

@@ -50,10 +50,12 @@ ASK_AGAIN_SECONDS_MAX: Final = 10.0
 class Ticket:
     """``id``: of its migration, or of the one that it will be. ``position``: in the queue, from 1; 0 when it has left it.
 
-    ``error``: why there will be none. ``withdrawn``: it must not come back to the queue.
+    ``error``: why there will be none. ``withdrawn``: it must not come back to the queue. ``earlier_ids``: of its
+    migrations that a full target refused; whoever was told one of them means this ticket.
     """
 
     id: str
+    earlier_ids: list[str] = field(factory=list)
     number: int
     domain: Domain
     peer: str
@@ -142,12 +144,15 @@ class Outgoing:
             raise full
         return ticket
 
-    def find(self, name: str) -> Ticket | None:
-        """Of a domain, by its name or uuid or by its migration's id."""
+    def find(self, migration: str) -> Ticket | None:
+        """By the id of its migration, or of an earlier one."""
         for ticket in self._by_uuid.values():
-            if name in (ticket.name, ticket.uuid, ticket.id):
+            if migration == ticket.id or migration in ticket.earlier_ids:
                 return ticket
         return None
+
+    def of_domain(self, uuid: str) -> Ticket | None:
+        return self._by_uuid.get(uuid)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Never a migration from now on; False when it is one already, which has to be cancelled."""
@@ -309,7 +314,7 @@ class Outgoing:
         if migration.decision is Decision.SOURCE:
             await migration.ended.wait()
         if target_is_full(migration):
-            self._come_back(ticket)
+            await self._come_back(ticket)
         else:
             self._forget(ticket)
 
@@ -328,7 +333,10 @@ class Outgoing:
             if ticket.error is None:
                 self._fail(ticket, error)
             return None
-        if ticket.error is not None:
+        if (
+            ticket.error is not None
+        ):  # it never runs, so nobody else takes back what it has put there
+            await migration.withdraw_claims()
             return None
         ticket.migration = migration
         self.registry.start(migration)
@@ -337,16 +345,21 @@ class Outgoing:
 
     # ---- a target that is full ---------------------------------------------------------------------------
 
-    def _come_back(self, ticket: Ticket) -> None:
+    async def _come_back(self, ticket: Ticket) -> None:
         """Refused, and its migration has ended; the next one has an id of its own."""
         if ticket.withdrawn:
             self._fail(ticket, self._withdrawn(ticket))
             return
+        ticket.earlier_ids.append(ticket.id)
         ticket.id, ticket.migration = secrets.token_hex(16), None
         try:
-            self.host.domains.take(ticket.domain, ticket.id)
-        except Busy as error:  # somebody was faster
-            self._fail(ticket, error)
+            await self.host.domains.take_in_turn(ticket.domain, ticket.id)
+        except LdmdError as error:  # another migration was faster, or it was removed
+            if ticket.error is None:
+                self._fail(ticket, error)
+            return
+        if ticket.error is not None:  # withdrawn while it waited
+            self.host.domains.let_go(ticket.uuid, ticket.id)
             return
         log.info("%s is queued again: %s receives as many as it may", ticket.name, ticket.peer)
         if ticket.peer not in self._full:

@@ -3,13 +3,15 @@
 A vdisk names ``volume@service``. With a multipath group (``mpgroup``) any volume of that group may serve it: the one that it
 names first, then the others in the order of the configuration; the first that can be opened is taken.
 
-Storage may not answer for ever, so all of it is looked at in threads with a limit of their own and a deadline each.
+Storage may not answer for ever, so all of it is looked at in threads with a limit of their own and a deadline each. A thread
+that is still in the kernel after that cannot be ended. It counts no longer, and until it has come back its path is not
+looked at again: dead storage costs a thread for each path, not one for each look.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -63,6 +65,27 @@ def words(error: BaseException) -> str:
 
 
 @define(eq=False)
+class Look:
+    """One thread's. ``about``: what it may hang on. ``deadline``: in trio's time."""
+
+    about: Hashable
+    deadline: float
+    started: bool = False
+    ended: bool = False
+
+    @property
+    def hangs(self) -> bool:
+        return self.started and not self.ended and trio.current_time() >= self.deadline
+
+    def run(self, function: Callable[[], T]) -> T:
+        self.started = True
+        try:
+            return function()
+        finally:
+            self.ended = True
+
+
+@define(eq=False)
 class Volumes:
     """``vds``: service -> volume -> settings."""
 
@@ -70,6 +93,8 @@ class Volumes:
     _threads: trio.CapacityLimiter = field(
         factory=lambda: trio.CapacityLimiter(THREADS_MAX), init=False
     )
+    _looks: list[Look] = field(factory=list, init=False)
+    """Under way, and those that were given up and have not come back."""
 
     # ---- which volume ------------------------------------------------------------------------------------
 
@@ -138,17 +163,37 @@ class Volumes:
             key: writers[storage] for key in every if (storage := self.storage_key(*key)) in writers
         }
 
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        """Raises what the function raises, or TooSlowError; the thread is left to itself then."""
-        with trio.fail_after(LOOK_SECONDS):
-            return await trio.to_thread.run_sync(
-                function, abandon_on_cancel=True, limiter=self._threads
-            )
+    async def in_thread(self, function: Callable[[], T], about: Hashable) -> T:
+        """Raises what the function raises, or TooSlowError; the thread is left to itself then.
+
+        ``about``: the path, or what else it may hang on. While an earlier thread hangs on that, TooSlowError comes at once.
+        """
+        if any(look.about == about for look in self._find_hanging()):
+            await trio.lowlevel.checkpoint()
+            raise trio.TooSlowError
+        with trio.fail_after(LOOK_SECONDS) as scope:
+            look = Look(about, scope.deadline)
+            self._looks.append(look)
+            try:
+                return await trio.to_thread.run_sync(
+                    look.run, function, abandon_on_cancel=True, limiter=self._threads
+                )
+            finally:
+                if not look.started:
+                    self._looks.remove(look)
+                self._find_hanging()
+
+    def _find_hanging(self) -> list[Look]:
+        """Those that hang have given their place back."""
+        self._looks = [look for look in self._looks if not look.ended]
+        hanging = [look for look in self._looks if look.hangs]
+        self._threads.total_tokens = THREADS_MAX + len(hanging)
+        return hanging
 
     async def is_open_in(self, pid: int, key: tuple[str, int, int]) -> bool:
         """Whether that process has the file or device open; False too when its storage does not answer."""
         with suppress(trio.TooSlowError):
-            return await self.in_thread(functools.partial(is_open_in, pid, key))
+            return await self.in_thread(functools.partial(is_open_in, pid, key), about=pid)
         return False
 
     # ---- opening -----------------------------------------------------------------------------------------
@@ -156,7 +201,8 @@ class Volumes:
     async def look(self, volume: Volume, *, read_only: bool, direct: bool) -> Probe:
         """Raises OSError, TooSlowError. ``direct``: it must take direct I/O."""
         found = await self.in_thread(
-            functools.partial(probe, volume.settings.path, read_only=read_only)
+            functools.partial(probe, volume.settings.path, read_only=read_only),
+            about=volume.settings.path,
         )
         if direct and not found.direct:
             raise OSError(0, "it takes no direct I/O, which a multipath group needs")

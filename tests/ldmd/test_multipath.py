@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from ldmd.domains import HELD_NAME, Domain, Domains
 from ldmd.errors import HypervisorError
 from ldmd.hypervisor.driver import DisksReport, DiskStatus, DomainProcess, RunStatus
 from ldmd.journal.records import DomainState
-from ldmd.multipath import CALM_SECONDS, Multipath
+from ldmd.multipath import CALM_SECONDS, LOOK_SECONDS, WITHOUT_PATH_SECONDS_MAX, Multipath
+from ldmd.storage_identity import Probe
+from ldmd.volumes import Volume, Volumes
 from protocol.phases import RunState
 from tests.ldmd import host
 from tests.ldmd.host import configure, open_domains
@@ -88,6 +91,12 @@ class NotedProcess(DomainProcess):
         raise NotImplementedError
 
     async def install_device_state(self, state: bytes) -> None:
+        raise NotImplementedError
+
+    def has_ended(self) -> bool:
+        return False
+
+    async def write_console(self, data: bytes) -> int:
         raise NotImplementedError
 
     @property
@@ -174,16 +183,42 @@ async def test_a_path_that_refuses_is_passed_over(scene: Scene) -> None:
     assert f"not {SECOND} (it is locked)" in scene.domain.path_notes["d0"]
 
 
-async def test_without_a_path_it_waits(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_a_path_it_waits(
+    scene: Scene, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
+) -> None:
     scene.process.fail("d0")
     for name in ("first", "second", "third"):
         scene.lose(name)
     for _ in range(3):
         assert await scene.look() == []
+        mock_clock.jump(WITHOUT_PATH_SECONDS_MAX)
     assert scene.domain.path_notes["d0"].startswith("none, the domain waits")
     assert caplog.text.count("waits for its disk") == 1, "said once"
     scene.bring_back("first")
     assert await scene.look() == ["resume"], "the path in use is back"
+
+
+async def test_without_a_path_it_is_looked_for_later_and_later(
+    scene: Scene, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[float] = []
+    real = Volumes.look
+
+    async def look(self: Volumes, volume: Volume, *, read_only: bool, direct: bool) -> Probe:
+        looked.append(trio.current_time())
+        return await real(self, volume, read_only=read_only, direct=direct)
+
+    monkeypatch.setattr(Volumes, "look", look)
+    scene.process.fail("d0")
+    for name in ("first", "second", "third"):
+        scene.lose(name)
+    for _ in range(80):
+        assert await scene.look() == []
+        mock_clock.jump(LOOK_SECONDS)
+    times = sorted(set(looked))
+    waits = [later - earlier for earlier, later in pairwise(times)]
+    assert waits[:4] == [LOOK_SECONDS * 2**n for n in range(3)] + [4.0]
+    assert set(waits[4:]) == {WITHOUT_PATH_SECONDS_MAX}
 
 
 async def test_an_error_that_no_path_explains(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,6 +160,65 @@ async def test_storage_that_does_not_answer(
         assert await volumes.resolve(domain(vdisk()))
     finally:
         asleep.set()
+
+
+async def test_storage_that_never_answers_takes_no_thread_from_other_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread for each path that hangs, however often it is asked, and more paths than there are threads."""
+    asleep, entered = __import__("threading").Event(), []
+    real = module.probe
+
+    def probe(path: Path, *, read_only: bool) -> Any:
+        if path.name.startswith("dead"):
+            entered.append(path)
+            asleep.wait(30)
+        return real(path, read_only=read_only)
+
+    monkeypatch.setattr(module, "probe", probe)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(module, "THREADS_MAX", 2)
+    dead = {f"dead{n}": make(tmp_path / f"dead{n}") for n in range(4)}
+    volumes = serve(vds0={"root": make(tmp_path / "root"), **dead})
+    looked_at = {v.volume: v for v in volumes}
+
+    async def fails(name: str) -> None:
+        with pytest.raises(trio.TooSlowError):
+            await volumes.look(looked_at[name], read_only=True, direct=False)
+
+    try:
+        for _ in range(3):
+            for name in dead:
+                await fails(name)
+        assert sorted(entered) == sorted(dead.values())
+        assert await volumes.resolve(domain(vdisk()))
+    finally:
+        asleep.set()
+    with trio.fail_after(10):  # and it is looked at again once it has answered
+        while True:
+            try:
+                assert await volumes.look(looked_at["dead0"], read_only=True, direct=False)
+            except trio.TooSlowError:
+                await trio.sleep(0.01)
+            else:
+                break
+    volumes._find_hanging()
+    assert volumes._threads.total_tokens == 2
+
+
+async def test_a_look_that_waits_for_another_is_no_hanging_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several look at one volume at once, and each is answered."""
+    monkeypatch.setattr(module, "THREADS_MAX", 1)
+    volumes = serve(vds0={"root": make(tmp_path / "root")})
+    volume = next(iter(volumes))
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(
+                functools.partial(volumes.look, volume, read_only=True, direct=False)
+            )
+    assert volumes._looks == []
 
 
 def test_a_group_is_in_use_by_whatever_path(group: Volumes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -43,6 +44,7 @@ async def crowd(
             text = path.read_text()
             for key, value in keys.items():
                 table = "[resources]" if key == "incoming-max" else "[migration]"
+                text = re.sub(rf"^{key} = .*\n", "", text, flags=re.MULTILINE)
                 text = text.replace(table, f"{table}\n{key} = {value}")
             path.write_text(text)
         async with trio.open_nursery() as nursery:
