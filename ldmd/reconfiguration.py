@@ -12,18 +12,22 @@ is written; then it is so. What is pending keeps its room, so nothing can be mis
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Mapping
 from typing import Final
 
 import attrs
+import trio
 from attrs import frozen
 
 from ldmd.definition import DomainDefinition
 from ldmd.description import Change, describe_changes
 from ldmd.domains import Domain, Domains
 from ldmd.edits import Edit
-from ldmd.errors import Busy, DefinitionError, WrongState
+from ldmd.errors import Busy, DefinitionError, JournalError, WrongState
 from ldmd.journal.records import DomainState
+
+log = logging.getLogger("ldmd.reconfiguration")
 
 
 class When(enum.StrEnum):
@@ -128,6 +132,8 @@ async def reconfigure(domains: Domains, domain: Domain, edit: Edit) -> Outcome:
 async def cancel(domains: Domains, domain: Domain) -> tuple[Change, ...]:
     """Forget what is pending; gives what that was. Raises WrongState when nothing is, JournalError."""
     if domain.pending is None:
+        await _agree(domains, domain)  # it could not be done when that was written
+    if domain.pending is None:
         raise WrongState(
             f"{domain.name} has no delayed reconfiguration pending",
             remedy="`ldm list-domain` shows which domains have one",
@@ -140,13 +146,30 @@ async def cancel(domains: Domains, domain: Domain) -> tuple[Change, ...]:
 async def _record(
     domains: Domains, domain: Domain, definition: DomainDefinition, pending: DomainDefinition | None
 ) -> None:
-    """First on disk, then so. Meanwhile what was and what shall be are both held."""
+    """First on disk, then so. Meanwhile what was and what shall be are both held.
+
+    What is on disk is so, although writing it was reported as failed: what comes behind the commit can fail, too.
+    """
     domains.hold(domain, definition, *([pending] if pending else []))
     try:
-        await domains.journal.set_definition(definition.uuid, definition, pending)
-        domain.definition, domain.pending = definition, pending
+        try:
+            await domains.journal.set_definition(definition.uuid, definition, pending)
+            domain.definition, domain.pending = definition, pending
+        except JournalError as error:
+            with trio.CancelScope(shield=True):
+                await _agree(domains, domain)
+            if (domain.definition, domain.pending) != (definition, pending):
+                raise
+            log.error("%s is changed, and its journal has more to say: %s", domain.name, error)
     finally:
         domains.hold(domain)
+
+
+async def _agree(domains: Domains, domain: Domain) -> None:
+    """The domain has what the journal has of it. Raises JournalError, and changes nothing then."""
+    entry = await domains.journal.load_domain(domain.definition.uuid)
+    if entry is not None:
+        domain.definition, domain.pending = entry.definition, entry.pending
 
 
 def _require_allowed(domain: Domain, changed: frozenset[str]) -> None:

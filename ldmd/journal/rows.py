@@ -16,6 +16,7 @@ from ldmd.definition import DomainDefinition, from_document, to_document
 from ldmd.errors import DefinitionError, JournalError, ReconfigurationPending
 from ldmd.journal.records import (
     DomainEntry,
+    DomainState,
     JournalRecord,
     MigrationEntry,
     MigrationHistory,
@@ -145,6 +146,23 @@ def insert_domain(c: sqlite3.Connection, entry: DomainEntry) -> None:
         entry.migration,
         None if entry.pending is None else dump_definition(entry.pending),
     )
+
+
+def domains(c: sqlite3.Connection, where: str, values: Iterable[object]) -> list[DomainEntry]:
+    """By name. Raises JournalError, ValueError."""
+    found = c.execute(
+        f"SELECT definition, state, migration, pending FROM domain {where} ORDER BY name",
+        tuple(values),
+    ).fetchall()
+    return [
+        DomainEntry(
+            definition=load_definition(text),
+            state=DomainState(state),
+            migration=migration,
+            pending=None if pending is None else load_definition(pending),
+        )
+        for text, state, migration, pending in found
+    ]
 
 
 def histories(

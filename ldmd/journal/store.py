@@ -169,20 +169,11 @@ class Journal:
     # ---- domains ---------------------------------------------------------------------------------------
 
     async def load_domains(self) -> list[DomainEntry]:
-        found = await self._read(
-            lambda c: c.execute(
-                "SELECT definition, state, migration, pending FROM domain ORDER BY name"
-            ).fetchall()
-        )
-        return [
-            DomainEntry(
-                definition=rows.load_definition(text),
-                state=DomainState(state),
-                migration=migration,
-                pending=None if pending is None else rows.load_definition(pending),
-            )
-            for text, state, migration, pending in found
-        ]
+        return await self._read(lambda c: rows.domains(c, "", ()))
+
+    async def load_domain(self, uuid: str) -> DomainEntry | None:
+        found = await self._read(lambda c: rows.domains(c, "WHERE uuid = ?", (uuid,)))
+        return found[0] if found else None
 
     async def add_domain(self, entry: DomainEntry) -> None:
         """Idempotent: an earlier attempt that was reported as failed may be on disk."""
@@ -212,6 +203,7 @@ class Journal:
     async def set_definition(
         self, uuid: str, definition: DomainDefinition, pending: DomainDefinition | None
     ) -> None:
+        """It may be there although it was reported as failed, as a record may (``append``)."""
         await self._write(lambda c: rows.define(c, uuid, definition, pending))
 
     async def end_process(self, uuid: str, definition: DomainDefinition) -> None:

@@ -31,6 +31,7 @@ from ldmd.errors import (
 )
 from ldmd.hypervisor.emulated import EmulatedHypervisor
 from ldmd.journal.records import DomainEntry, DomainState
+from ldmd.journal.witness import Witness
 from ldmd.reconfiguration import WHEN, Outcome, When, cancel, differing, plan, reconfigure
 from protocol.phases import RunState
 from tests.ldmd.host import MIB, configure, define, end_processes, open_domains
@@ -498,6 +499,51 @@ async def test_what_cannot_be_written_is_not_so(
     assert (domain.definition, domain.pending, domains.inventory.memory_free_bytes) == before
     assert seen == [64 * MIB if state is INACTIVE else 56 * MIB], "held before it is written"
     await recorded(domains, domain)
+
+
+AWAY = Witness(Path("/nonexistent/journal-count"))
+"""Written behind the commit, if it can be."""
+
+
+@pytest.mark.parametrize("state", list(DomainState))
+async def test_what_is_on_disk_is_so_whatever_failed_behind_it(
+    state: DomainState, domains: Domains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = await make(domains, state)
+    with monkeypatch.context() as patched:
+        patched.setattr(domains.journal, "_witness", AWAY)
+        await change(domains, put(vcpus=2))
+        assert (domain.pending or domain.definition).vcpus == 2
+        assert (domain.pending is not None) == (state is ACTIVE)
+        await recorded(domains, domain)
+        if state is ACTIVE:
+            assert domains.inventory.vcpus_free == 2, "it is held"
+            assert [c.what for c in await cancel(domains, domain)] == ["vcpus"]
+            assert domain.pending is None
+            assert domains.inventory.vcpus_free == 3
+    await recorded(domains, domain)
+
+
+async def test_what_could_not_even_be_read_back_can_be_cancelled(
+    domains: Domains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = await make(domains, ACTIVE)
+
+    async def fail(*_: object) -> None:
+        raise JournalError("the disk is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(domains.journal, "_witness", AWAY)
+        patched.setattr(domains.journal, "_read", fail)
+        with pytest.raises(JournalError):
+            await change(domains, put(vcpus=2))
+        assert domain.pending is None
+        with pytest.raises(JournalError):
+            await cancel(domains, domain)
+    assert [c.what for c in await cancel(domains, domain)] == ["vcpus"]
+    assert (await recorded(domains, domain)).pending is None
+    with pytest.raises(WrongState, match="pending"):
+        await cancel(domains, domain)
 
 
 # ---- in any order ----------------------------------------------------------------------------------------
