@@ -6,7 +6,7 @@ domain because a vdisk failed, the next path that is proved, is still what it wa
 domain is resumed. Without one it stays stopped, and is looked at again and again: it is never told of an error, and never
 given storage that might be other storage.
 
-A domain that a migration holds is left alone, and one that an operator has suspended is not resumed.
+A domain that a migration holds is left alone once that has begun, and one that an operator has suspended is not resumed.
 """
 
 from __future__ import annotations
@@ -398,7 +398,7 @@ def _watchable(domain: Domain) -> bool:
 
 
 def _may_be_mended(domain: Domain) -> bool:
-    return domain.migration is None or domain.settling
+    return domain.migration is None or domain.settling or domain.queued
 
 
 def _may_be_touched(domain: Domain) -> bool:

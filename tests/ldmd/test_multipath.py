@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from attrs import define, field
 
+from ldmd import multipath
 from ldmd.definition import VirtualDisk
 from ldmd.domains import HELD_NAME, Domain, Domains
 from ldmd.errors import HypervisorError
@@ -303,6 +304,43 @@ async def test_a_domain_that_somebody_holds_is_left_alone(scene: Scene, held: st
             assert not held_mark.exists()
             scene.process.fail("d0")
     assert await scene.look() == ["d0 on second", "resume"]
+
+
+async def test_a_domain_that_is_only_queued_keeps_its_disk(scene: Scene) -> None:
+    """Until its migration begins, and that waits for a switch under way and lets no other begin."""
+    domain, asked, go_on = scene.domain, trio.Event(), trio.Event()
+    scene.domains.take(domain, "f" * 32)
+    assert multipath._watchable(domain)
+    real = scene.process.switch_disk
+
+    async def switch_disk(vdisk: str, path: Path) -> None:
+        asked.set()
+        await go_on.wait()
+        await real(vdisk, path)
+
+    scene.process.switch_disk = switch_disk  # type: ignore[method-assign]
+    scene.process.fail("d0")
+    scene.lose("first")
+    begun = False
+
+    async def begin() -> None:
+        nonlocal begun
+        await scene.domains.begin(domain)
+        begun = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.look)
+        await asked.wait()
+        nursery.start_soon(begin)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not begun
+        go_on.set()
+    assert begun
+    assert scene.process.steps == ["d0 on second", "resume"]
+    scene.process.fail("d0")
+    scene.lose("second")
+    assert await scene.look() == []
+    assert not multipath._watchable(domain)
 
 
 async def test_a_domain_that_waits_for_its_disk_is_one_that_runs(scene: Scene) -> None:
