@@ -53,6 +53,8 @@ class Domain:
     pending: DomainDefinition | None = None
     """Of an active domain: the definition that it gets when its process has ended (``reconfiguration.py``)."""
     migration: str | None = None
+    queued: bool = False
+    """The migration that holds it has not begun: what keeps the domain running goes on."""
     settling: bool = False
     """The migration that holds it has decided for this host: what is left is to hear that the source knows."""
     arriving: bool = False
@@ -374,9 +376,9 @@ class Domains:
     # ---- what migrations do ------------------------------------------------------------------------------
 
     def take(self, domain: Domain, migration: str) -> None:
-        """Let ``migration`` hold the domain. Raises Busy."""
+        """Let ``migration`` hold the domain, queued until ``begin``. Raises Busy."""
         require_takeable(domain)
-        domain.migration, domain.arriving = migration, False
+        domain.migration, domain.queued, domain.arriving = migration, True, False
 
     async def take_in_turn(self, domain: Domain, migration: str) -> None:
         """As ``take``, after whatever has the domain now. Raises Busy when that is a migration, NotFound."""
@@ -384,13 +386,19 @@ class Domains:
             if self._by_uuid.get(domain.definition.uuid) is not domain:
                 raise NotFound(f"there is no domain {domain.name} on this host any more")
             require_free(domain)
-            domain.migration, domain.arriving = migration, False
+            domain.migration, domain.queued, domain.arriving = migration, True, False
+
+    async def begin(self, domain: Domain) -> None:
+        """Its migration is no longer queued, and nothing that was done to the domain until now is under way any more."""
+        domain.queued = False
+        async with domain.lock:
+            pass
 
     def let_go(self, uuid: str, migration: str) -> None:
         domain = self._by_uuid.get(uuid)
         if domain is not None and domain.migration == migration:
             domain.migration = None
-            domain.settling = False
+            domain.queued = domain.settling = False
 
     def expect(self, entry: DomainEntry) -> Domain:
         """A receiving domain, after its PREPARED record."""
@@ -533,7 +541,7 @@ def living_process(directory: Path) -> str | None:
 
 
 def _reapable(domain: Domain) -> bool:
-    held = domain.migration is not None and not domain.settling
+    held = domain.migration is not None and not (domain.settling or domain.queued)
     return not held and not domain.lock.locked()
 
 

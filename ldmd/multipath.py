@@ -6,7 +6,7 @@ domain because a vdisk failed, the next path that is proved, is still what it wa
 domain is resumed. Without one it stays stopped, and is looked at again and again: it is never told of an error, and never
 given storage that might be other storage.
 
-A domain that a migration holds is left alone, and one that an operator has suspended is not resumed.
+A domain that a migration holds is left alone once that has begun, and one that an operator has suspended is not resumed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ CALM_SECONDS: Final = 60.0
 BACK_OFF_SECONDS_MAX: Final = 30.0
 WITHOUT_PATH_SECONDS_MAX: Final = 5.0
 """Between two looks for a path where there was none: a domain waits for it, and is held while it is looked for."""
+SWITCH_SECONDS: Final = 30.0
+"""For putting a vdisk on another path. A manager that stops waits for it; systemd kills one after 90 s."""
 
 Faults = (HypervisorError, OutcomeUnknown)
 
@@ -369,11 +371,14 @@ class Multipath:
         why = _not_proved(paths, found)
         if why:
             return why
-        try:
-            await watched.process.switch_disk(disk.name, volume.settings.path)
-        except Faults as error:
-            return error.sentence
-        return ""
+        # a manager that stops would leave the device on no path, and the next one has proved none
+        with trio.move_on_after(SWITCH_SECONDS, shield=True):
+            try:
+                await watched.process.switch_disk(disk.name, volume.settings.path)
+            except Faults as error:
+                return error.sentence
+            return ""
+        return f"it was not put there within {SWITCH_SECONDS:g} s"
 
     def _use(self, domain: Domain, disk: VirtualDisk, paths: Paths, volume: Volume) -> None:
         domain.serving[disk.name] = volume.name
@@ -398,7 +403,7 @@ def _watchable(domain: Domain) -> bool:
 
 
 def _may_be_mended(domain: Domain) -> bool:
-    return domain.migration is None or domain.settling
+    return domain.migration is None or domain.settling or domain.queued
 
 
 def _may_be_touched(domain: Domain) -> bool:

@@ -27,9 +27,9 @@ from attrs import define, field
 
 from ldmd.confirming import require_latest
 from ldmd.domains import Domain
-from ldmd.errors import Busy, LdmdError, MigrationFailed
+from ldmd.errors import Busy, LdmdError, MigrationFailed, WrongState
 from ldmd.host import Host
-from ldmd.journal.records import Side
+from ldmd.journal.records import DomainState, Side
 from ldmd.migration import Migration
 from ldmd.registry import Registry
 from protocol.events import Event
@@ -50,8 +50,9 @@ ASK_AGAIN_SECONDS_MAX: Final = 10.0
 class Ticket:
     """``id``: of its migration, or of the one that it will be. ``position``: in the queue, from 1; 0 when it has left it.
 
-    ``error``: why there will be none. ``withdrawn``: it must not come back to the queue. ``earlier_ids``: of its
-    migrations that a full target refused; whoever was told one of them means this ticket.
+    ``state``: the domain's when it was queued; it moves as that or not at all. ``error``: why there will be no migration.
+    ``withdrawn``: it must not come back to the queue. ``earlier_ids``: of its migrations that a full target refused;
+    whoever was told one of them means this ticket.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Ticket:
     peer: str
     new_name: str | None
     force: bool
+    state: DomainState
     position: int = 0
     migration: Migration | None = None
     error: Exception | None = None
@@ -128,6 +130,7 @@ class Outgoing:
             peer=peer,
             new_name=new_name,
             force=force,
+            state=domain.state,
         )
         self.host.domains.take(domain, ticket.id)
         self._asked_for += 1
@@ -321,6 +324,14 @@ class Outgoing:
     async def _begin(self, ticket: Ticket) -> Migration | None:
         """None when it cannot begin, or was withdrawn meanwhile: who waits for it is told."""
         try:
+            await self.host.domains.begin(ticket.domain)
+            if ticket.error is not None:
+                return None
+            if ticket.domain.state is not ticket.state:
+                raise WrongState(
+                    f"the process of {ticket.name} ended while its migration was queued",
+                    remedy="ask again if it is to be moved as it is now",
+                )
             migration = await self.make(
                 ticket.domain,
                 ticket.peer,
@@ -354,6 +365,7 @@ class Outgoing:
         ticket.id, ticket.migration = secrets.token_hex(16), None
         try:
             await self.host.domains.take_in_turn(ticket.domain, ticket.id)
+            ticket.state = ticket.domain.state
         except LdmdError as error:  # another migration was faster, or it was removed
             if ticket.error is None:
                 self._fail(ticket, error)

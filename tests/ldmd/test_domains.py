@@ -418,10 +418,13 @@ async def test_two_verbs_wait_for_each_other_and_a_migration_does_not(domains: D
     domains.take(domain, "m1")
 
 
-async def test_a_held_domain_is_not_reaped(domains: Domains) -> None:
-    """What became of it is for the migration to find out."""
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_held_domain_is_not_reaped(begun: bool, domains: Domains) -> None:
+    """What became of it is for the migration to find out, once it has begun."""
     domain = await make(domains, DomainState.ACTIVE)
     domains.take(domain, "m1")
+    if begun:
+        await domains.begin(domain)
     process = domain.process
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -431,7 +434,7 @@ async def test_a_held_domain_is_not_reaped(domains: Domains) -> None:
 
     await wait_until(gone)
     await domains.reap()
-    assert domain.state is DomainState.ACTIVE
+    assert domain.state is (DomainState.ACTIVE if begun else DomainState.BOUND)
     domains.let_go(domain.definition.uuid, "m1")
     await domains.reap()
     assert domain.state is DomainState.BOUND

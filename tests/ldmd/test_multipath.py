@@ -12,12 +12,19 @@ import trio
 import trio.testing
 from attrs import define, field
 
+from ldmd import multipath
 from ldmd.definition import VirtualDisk
 from ldmd.domains import HELD_NAME, Domain, Domains
 from ldmd.errors import HypervisorError
 from ldmd.hypervisor.driver import DisksReport, DiskStatus, DomainProcess, RunStatus
 from ldmd.journal.records import DomainState
-from ldmd.multipath import CALM_SECONDS, LOOK_SECONDS, WITHOUT_PATH_SECONDS_MAX, Multipath
+from ldmd.multipath import (
+    CALM_SECONDS,
+    LOOK_SECONDS,
+    SWITCH_SECONDS,
+    WITHOUT_PATH_SECONDS_MAX,
+    Multipath,
+)
 from ldmd.storage_identity import Probe
 from ldmd.volumes import Volume, Volumes
 from protocol.phases import RunState
@@ -303,6 +310,78 @@ async def test_a_domain_that_somebody_holds_is_left_alone(scene: Scene, held: st
             assert not held_mark.exists()
             scene.process.fail("d0")
     assert await scene.look() == ["d0 on second", "resume"]
+
+
+async def test_a_domain_that_is_only_queued_keeps_its_disk(scene: Scene) -> None:
+    """Until its migration begins, and that waits for a switch under way and lets no other begin."""
+    domain, asked, go_on = scene.domain, trio.Event(), trio.Event()
+    scene.domains.take(domain, "f" * 32)
+    assert multipath._watchable(domain)
+    real = scene.process.switch_disk
+
+    async def switch_disk(vdisk: str, path: Path) -> None:
+        asked.set()
+        await go_on.wait()
+        await real(vdisk, path)
+
+    scene.process.switch_disk = switch_disk  # type: ignore[method-assign]
+    scene.process.fail("d0")
+    scene.lose("first")
+    begun = False
+
+    async def begin() -> None:
+        nonlocal begun
+        await scene.domains.begin(domain)
+        begun = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.look)
+        await asked.wait()
+        nursery.start_soon(begin)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not begun
+        go_on.set()
+    assert begun
+    assert scene.process.steps == ["d0 on second", "resume"]
+    scene.process.fail("d0")
+    scene.lose("second")
+    assert await scene.look() == []
+    assert not multipath._watchable(domain)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_switch_that_has_begun_outlasts_the_end_of_the_manager(
+    ends: bool, scene: Scene, mock_clock: trio.testing.MockClock
+) -> None:
+    """To its end, or to its deadline: then the other paths have their turn."""
+    asked, go_on = trio.Event(), trio.Event()
+    real = scene.process.switch_disk
+
+    async def switch_disk(vdisk: str, path: Path) -> None:
+        asked.set()
+        await go_on.wait()
+        await real(vdisk, path)
+
+    scene.process.switch_disk = switch_disk  # type: ignore[method-assign]
+    scene.process.fail("d0")
+    scene.lose("first")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.look)
+        await asked.wait()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+            assert scene.domain.lock.locked()
+            if ends:
+                go_on.set()
+            else:
+                mock_clock.jump(SWITCH_SECONDS)
+    assert not scene.domain.lock.locked()
+    assert scene.process.steps == (["d0 on second"] if ends else [])
+    assert scene.domain.serving["d0"] == (SECOND if ends else FIRST)
+    go_on.set()
+    mock_clock.jump(WITHOUT_PATH_SECONDS_MAX)
+    assert (await scene.look())[-1] == "resume", "by whoever looks next"
 
 
 async def test_a_domain_that_waits_for_its_disk_is_one_that_runs(scene: Scene) -> None:

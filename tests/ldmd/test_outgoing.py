@@ -17,11 +17,12 @@ from ldmd import storage_proof
 from ldmd.control import Caller
 from ldmd.definition import VirtualDisk
 from ldmd.domains import Domain
-from ldmd.errors import LdmdError, NotFound
+from ldmd.errors import LdmdError, NotFound, WrongState
 from ldmd.faults import Faults
 from ldmd.host import Host
 from ldmd.journal.records import DomainState
 from ldmd.link.tls import TlsFiles
+from ldmd.migration import Migration
 from ldmd.operations import Operations
 from ldmd.outgoing import Outgoing, Ticket
 from ldmd.registry import Registry
@@ -160,6 +161,42 @@ async def test_a_domain_that_was_removed_meanwhile_does_not_come_back(scene: Sce
     await trio.testing.wait_all_tasks_blocked()
     assert isinstance(ticket.error, NotFound)
     assert len(scene.outgoing) == 0
+
+
+# ---- held, and watched still -------------------------------------------------------------------------------
+
+
+async def test_one_that_begins_waits_for_what_is_done_to_its_domain(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    async def make(_self: Outgoing, domain: Domain, *_: Any, **__: Any) -> Migration:
+        assert not domain.queued
+        made.append(domain.name)
+        raise WrongState("that is enough")
+
+    monkeypatch.setattr(Outgoing, "make", make)
+    ticket = scene.queue(await scene.add())
+    assert ticket.domain.queued
+    async with ticket.domain.lock:
+        scene.outgoing._full.clear()
+        scene.outgoing._advance()
+        await trio.testing.wait_all_tasks_blocked()
+        assert made == []
+        assert not ticket.domain.queued
+    await trio.testing.wait_all_tasks_blocked()
+    assert made == ["ldg1"]
+    assert ticket.domain.migration is None
+
+
+async def test_one_that_came_back_is_watched_again(scene: Scene) -> None:
+    ticket = scene.queue(await scene.add())
+    ticket.domain.queued = False
+    await refuse(scene, ticket)
+    assert ticket.domain.queued
+    await scene.cancel(domain="ldg1")
+    assert not ticket.domain.queued
 
 
 # ---- withdrawn while it begins -----------------------------------------------------------------------------

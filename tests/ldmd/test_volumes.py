@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -209,15 +210,26 @@ async def test_storage_that_never_answers_takes_no_thread_from_other_storage(
 async def test_a_look_that_waits_for_another_is_no_hanging_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several look at one volume at once, and each is answered."""
-    monkeypatch.setattr(module, "THREADS_MAX", 1)
+    """Several look at one volume at once, more than there are threads, and each is answered."""
+    entered, go_on = trio.Event(), __import__("threading").Event()
+    real = module.probe
+
+    def probe(path: Path, *, read_only: bool) -> Any:
+        trio.from_thread.run_sync(entered.set)
+        go_on.wait(30)
+        return real(path, read_only=read_only)
+
+    monkeypatch.setattr(module, "probe", probe)
+    monkeypatch.setattr(module, "THREADS_MAX", 2)
     volumes = serve(vds0={"root": make(tmp_path / "root")})
-    volume = next(iter(volumes))
+    look = functools.partial(volumes.look, next(iter(volumes)), read_only=True, direct=False)
     async with trio.open_nursery() as nursery:
-        for _ in range(8):
-            nursery.start_soon(
-                functools.partial(volumes.look, volume, read_only=True, direct=False)
-            )
+        nursery.start_soon(look)
+        await entered.wait()
+        for _ in range(7):
+            nursery.start_soon(look)
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
     assert volumes._looks == []
 
 
