@@ -294,8 +294,12 @@ class Domains:
                     f"the hypervisor {capabilities.kind} here has no {what} {name}",
                     remedy=f"it has {', '.join(sorted(known)[:12])}",
                 )
+
+    async def require_possible(self, definition: DomainDefinition) -> None:
+        """Raises WrongState, HypervisorError where no domain here could be made of it, room apart."""
+        hypervisor = self.inventory.hypervisor(definition.hypervisor)
         try:
-            await self.inventory.hypervisor(definition.hypervisor).require_possible(definition)
+            await hypervisor.require_possible(definition)
         except HypervisorError as error:
             raise WrongState(error.sentence, remedy=error.remedy) from error
 

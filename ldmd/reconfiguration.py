@@ -66,6 +66,7 @@ _REFUSED_IN: Final[Mapping[When, tuple[DomainState, ...]]] = {
 }
 _WAY_OUT: Final = {DomainState.ACTIVE: "stop", DomainState.BOUND: "unbind"}
 
+_OF_THE_HYPERVISOR: Final = frozenset({"hypervisor", "machine", "firmware"})
 _OF_THE_MANAGER: Final = frozenset({"name", "mig_allowed"})
 """All other fields are the hypervisor's, which may not be able to make a domain of them."""
 _UNIQUE: Final = frozenset({"name", "vnets"})
@@ -112,8 +113,10 @@ async def reconfigure(domains: Domains, domain: Domain, edit: Edit) -> Outcome:
     _require_allowed(domain, changed)
     definition, pending = plan(domain.definition, wanted, domain.state)
     if changed:
-        if domain.state is not DomainState.INACTIVE and changed - _OF_THE_MANAGER:
+        if domain.state is not DomainState.INACTIVE and changed & _OF_THE_HYPERVISOR:
             await domains.require_machine(wanted)
+        if pending is not None and changed - _OF_THE_MANAGER:
+            await domains.require_possible(wanted)  # or it would not start when its time comes
         if domain.state is not DomainState.INACTIVE and changed & _HELD:
             await domains.inventory.resolve(wanted)
         if changed & _UNIQUE:

@@ -130,7 +130,7 @@ async def test_two_sources_at_once_and_room_for_one(tmp_path: Path) -> None:
             answers = {name: await requests.answer(name) for name in owners}
             (moved,) = [n for n, a in answers.items() if isinstance(a, dict)]
             (refused,) = set(owners) - {moved}
-            assert codes(answers[refused]) == ["memory", "vcpus"]
+            assert codes(answers[refused]) == ["vcpus", "memory"]
             assert "needs 4MiB of memory, host-b has 0 free" in str(
                 answers[refused].facts["findings"][0]["sentence"]
             )
@@ -154,7 +154,7 @@ async def test_the_room_is_held_from_phase_1_on(tmp_path: Path) -> None:
             await requests.ask_until("host-a", "ldg1", f"fault point {point}: hang")
             assert await room(fleet) == (0, 0), point
             requests.ask("host-c", "ldg2")
-            assert codes(await requests.answer("ldg2")) == ["memory", "vcpus"], point
+            assert codes(await requests.answer("ldg2")) == ["vcpus", "memory"], point
             await fleet["host-a"].call("cancel-migration", {"domain": "ldg1"})
             await wait_for(lambda: all_given_back(fleet))
             await requests.answer("ldg1")
@@ -261,7 +261,7 @@ async def test_past_the_point_of_no_return_it_is_held_once_and_for_good(
         assert (await requests.answer("ldg1"))["outcome"] == "completed"
         assert await room(fleet) == (0, 0)
         requests.ask("host-a", "ldg2")
-        assert codes(await requests.answer("ldg2")) == ["memory", "vcpus"]
+        assert codes(await requests.answer("ldg2")) == ["vcpus", "memory"]
         await wait_for(lambda: settled(fleet))
         await fleet["host-b"].call("migrate-domain", {"domain": "ldg1", "peer": "host-a"})
         await wait_for(lambda: all_given_back(fleet))

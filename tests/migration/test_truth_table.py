@@ -58,8 +58,8 @@ no room        | bound     | no !memory          | stays !memory          | stay
 no room        | inactive  | yes                 | moves                  | moves                  | moves
 no volume      | bound     | no !volume-missing  | stays !volume-missing  | stays !volume-missing  | stays !volume-missing
 no volume      | inactive  | yes ~volume-missing | moves ~volume-missing  | moves ~volume-missing  | moves ~volume-missing
-other volume   | bound     | no !volume-size     | stays !volume-size     | stays !volume-size     | stays !volume-size
-other volume   | inactive  | yes                 | moves                  | moves                  | moves
+other volume   | bound     | no !volume-size !storage-not-shared | stays !volume-size !storage-not-shared | stays !volume-size !storage-not-shared | stays !volume-size !storage-not-shared
+other volume   | inactive  | yes ~volume-size | moves ~volume-size | moves ~volume-size | moves ~volume-size
 no switch      | bound     | no !switch-missing  | stays !switch-missing  | stays !switch-missing  | stays !switch-missing
 no switch      | inactive  | yes ~switch-missing | moves ~switch-missing  | moves ~switch-missing  | moves ~switch-missing
 """
@@ -69,8 +69,8 @@ QEMU = """
 target is like | state     | -n                  | plain                  | -f                     | rename
 no volume      | running   | no !volume-missing  | stays !volume-missing  | stays !volume-missing  | stays !volume-missing
 no volume      | suspended | no !volume-missing  | stays !volume-missing  | stays !volume-missing  | stays !volume-missing
-other volume   | running   | no !volume-size     | stays !volume-size     | stays !volume-size     | stays !volume-size
-other volume   | suspended | no !volume-size     | stays !volume-size     | stays !volume-size     | stays !volume-size
+other volume   | running   | no !volume-size !storage-not-shared | stays !volume-size !storage-not-shared | stays !volume-size !storage-not-shared | stays !volume-size !storage-not-shared
+other volume   | suspended | no !volume-size !storage-not-shared | stays !volume-size !storage-not-shared | stays !volume-size !storage-not-shared | stays !volume-size !storage-not-shared
 other CPU      | running   | no !cpu-differs     | stays !cpu-differs     | stays !cpu-differs     | stays !cpu-differs
 other CPU      | suspended | no !cpu-differs     | stays !cpu-differs     | stays !cpu-differs     | stays !cpu-differs
 other CPU      | bound     | no !cpu-differs     | stays !cpu-differs     | stays !cpu-differs     | stays !cpu-differs
@@ -191,11 +191,17 @@ def fingerprint(manager: Manager) -> dict[str, str]:
         for path in sorted((manager.folder / root).rglob("*")):
             name = str(path.relative_to(manager.folder))
             content = b""
-            if path.is_file() and path.name != "console.log":
+            if path.is_file() and path.name not in ("console.log", "console.out"):
                 content = path.read_bytes()
             found[name] = hashlib.sha256(content).hexdigest()
     found["rows"] = dump_journal(manager.folder / "state")
     return found
+
+
+def differing(before: list[dict[str, str]], after: list[dict[str, str]]) -> list[str]:
+    """Names of what is not the same on both hosts."""
+    pairs = zip(before, after, strict=True)
+    return sorted({name for one, other in pairs for name, _ in one.items() ^ other.items()})
 
 
 def dump_journal(state: Path) -> str:
@@ -293,8 +299,8 @@ class Play:
         room = await look_at_room(source), await look_at_room(target)
         files = self.fingerprints() if mode == "-n" else None
         done, found = await self.ask(mode)
-        if files is not None and self.fingerprints() != files:
-            return "a dry run changed a file"
+        if files is not None and (changed := differing(files, self.fingerprints())):
+            return f"a dry run changed {changed}"
         for manager in (source, target):
             await wait_for(lambda m=manager: settled(m))
         after = await look(source), await look(target)
