@@ -132,7 +132,7 @@ async def test_two_sources_at_once_and_room_for_one(tmp_path: Path) -> None:
             (refused,) = set(owners) - {moved}
             assert codes(answers[refused]) == ["vcpus", "memory"]
             assert "needs 4MiB of memory, host-b has 0 free" in str(
-                answers[refused].facts["findings"][0]["sentence"]
+                answers[refused].facts["findings"][1]["sentence"]
             )
             assert await room(fleet) == (0, 0)
             assert await fleet.copies(moved) == {"host-b": "running"}
