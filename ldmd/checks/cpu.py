@@ -1,4 +1,4 @@
-"""Virtual CPUs: how many, and that the domain's CPU is the same one there (docs/decisions/0023).
+"""Virtual CPUs: how many, and that the domain's CPU is the same one there (docs/decisions/0017).
 
 A domain is made with all of its CPU's features or not at all, so the same model means the same CPU wherever it can be made.
 What has to be compared is whether the target can make it, and, for ``native``, whether both hosts mean the same model.
