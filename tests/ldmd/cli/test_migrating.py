@@ -217,7 +217,9 @@ def started(
     socket_path: Path, *words: str, stdout: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", "from ldmd.cli import main; main()", *words],
+        # whoever runs the tests may have told them to ignore hang-ups, which is inherited (nohup)
+        ["env", "--default-signal=HUP"]
+        + [sys.executable, "-c", "from ldmd.cli import main; main()", *words],
         env=os.environ | {"LDM_SOCKET": str(socket_path), "TERM": "xterm", "COLUMNS": "80"},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
