@@ -23,6 +23,7 @@ from tests.ldmd.cli.conftest import Run
 from tests.ldmd.cli.manager import DIGEST, LONG, MIGRATION, PHASES, SmallHost, progress_of
 
 DEADLINE_SECONDS = 20.0
+MAIN = "from ldmd.cli import main; main()"
 
 
 def test_each_phase_and_each_ten_percent_has_a_line(ldm: Run, host: SmallHost) -> None:
@@ -218,8 +219,7 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         # whoever runs the tests may have told them to ignore hang-ups, which is inherited (nohup)
-        ["env", "--default-signal=HUP"]
-        + [sys.executable, "-c", "from ldmd.cli import main; main()", *words],
+        ["env", "--default-signal=HUP", sys.executable, "-c", MAIN, *words],
         env=os.environ | {"LDM_SOCKET": str(socket_path), "TERM": "xterm", "COLUMNS": "80"},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
