@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import trio
 
@@ -190,11 +190,14 @@ async def _ask(
     arguments = [program, *_BARE, "-machine", machine, "-S", "-qmp", "stdio"]
     try:
         with trio.fail_after(ASK_SECONDS):
-            with _filled_pipe(lines) as stdin:
+            # Its output goes into memory and not into a pipe: a program that quits does not wait for whoever reads that.
+            with _filled_pipe(lines) as stdin, _file_in_memory() as answered:
                 done = await trio.run_process(
-                    arguments, stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
+                    arguments, stdin=stdin, stdout=answered, capture_stderr=True, check=False
                 )
-        answers = _read_answers(done.stdout, commands)
+                answered.seek(0)
+                output = answered.read()
+        answers = _read_answers(output, commands)
         if not {"query-version", "query-machines", questions[-1][0]} <= answers.keys():
             raise QmpFault(done.stderr.decode(errors="replace").strip()[-500:] or "no answer")
         return answers
@@ -203,6 +206,10 @@ async def _ask(
             f"{program} is installed but does not say what it can do: {error or 'no answer in time'}",
             remedy=f"try '{program} -machine none -display none' by hand",
         ) from error
+
+
+def _file_in_memory() -> BinaryIO:
+    return open(os.memfd_create("answers"), "r+b")
 
 
 @contextmanager
