@@ -24,7 +24,11 @@ from tests.consoles.visitor import visit
 from tests.managers import Manager, make_fleet, wait_for
 
 ECHO: dict[str, Any] = {"firmware": "echo"}
-LDM = [sys.executable, "-c", "from ldmd.cli import main; main()"]
+# what the tests were told to ignore (nohup, a shell's &) is inherited
+LDM = [
+    *("env", "--default-signal=HUP,INT"),
+    *(sys.executable, "-c", "from ldmd.cli import main; main()"),
+]
 WAIT_SECONDS = 30.0
 
 

@@ -219,7 +219,7 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         # whoever runs the tests may have told them to ignore hang-ups, which is inherited (nohup)
-        ["env", "--default-signal=HUP", sys.executable, "-c", MAIN, *words],
+        ["env", "--default-signal=HUP,INT", sys.executable, "-c", MAIN, *words],
         env=os.environ | {"LDM_SOCKET": str(socket_path), "TERM": "xterm", "COLUMNS": "80"},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
