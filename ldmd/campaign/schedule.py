@@ -62,13 +62,15 @@ class Schedule:
             self._unfinished.add(folder)
             try:
                 failed = await self._use_pair(folder)
-            except (LdmdError, BaseExceptionGroup) as error:
-                known = operator_error(error)
-                if known is None:
-                    raise
+            except* (
+                LdmdError
+            ) as group:  # another pair's trouble may have cancelled this one as well
+                known = operator_error(group)
+                assert known is not None
                 self.trouble = f"no managers could be had in {folder}: {known.sentence}"
                 self._unfinished.discard(folder)
                 whole.cancel()
+            if self.trouble is not None:
                 return
             self._unfinished.discard(folder)
             if not failed:
