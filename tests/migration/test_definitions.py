@@ -119,19 +119,19 @@ async def test_a_domain_with_something_pending_stays_until_it_is_made_or_taken_b
     async with make_fleet(tmp_path) as fleet:
         uuid = await fleet.start_domain("host-a")
         call = fleet["host-a"].call
-        await call("set-domain", {"domain": "ldg1", "settings": {"vcpus": 2}})
+        await call("set-domain", {"domain": "ldg1", "settings": {"memory-bytes": 8 * 2**20}})
         with pytest.raises((MigrationFailed, ChecksFailed)) as caught:
             await call("migrate-domain", MOVE)
         assert "reconfiguration" in caught.value.sentence + str(caught.value.facts)
         assert await fleet.copies() == {"host-a": "running"}
-        assert (await definitions(fleet, "host-a"))["pending"]["vcpus"] == 2
+        assert (await definitions(fleet, "host-a"))["pending"]["memory-bytes"] == 8 * 2**20
         assert await fleet["host-b"].domains() == {}
         await call("cancel-reconf", DOMAIN)
         await call("migrate-domain", MOVE)
         assert await fleet.copies() == {"host-b": "running"}
         await assert_oracle(fleet, "host-b", uuid)
         found = await definitions(fleet, "host-b")
-        assert (found["definition"]["vcpus"], found["pending"]) == (1, None)
+        assert (found["definition"]["memory-bytes"], found["pending"]) == (4 * 2**20, None)
 
 
 async def test_a_migration_under_way_is_not_interfered_with(tmp_path: Path) -> None:
